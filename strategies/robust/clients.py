@@ -7,7 +7,7 @@ forgotten and start anew when they return.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,11 +69,28 @@ class ClientRows:
             self.seen[slot] = 0
         return [self._slots[name] for name in names]
 
+    @property
+    def names(self) -> Collection[str]:
+        """The clients that have a row."""
+        return self._slots.keys()
+
     def block(self, slots: Sequence[int], block: slice) -> Floats:
         """Return (K, B) values of a block; a view if the slots are all, in order."""
-        if list(slots) == list(range(len(self.matrix))):
+        if self._is_all(slots):
             return self.matrix[:, block]
         return self.matrix[slots, block]
+
+    def put(self, slots: Sequence[int], block: slice, values: Floats) -> None:
+        """Store (K, B) values of a block; nothing to do for one from :meth:`block`."""
+        if values.base is self.matrix:
+            return  # a view of the block, changed in place
+        if self._is_all(slots):
+            self.matrix[:, block] = values  # faster than by index
+        else:
+            self.matrix[slots, block] = values
+
+    def _is_all(self, slots: Sequence[int]) -> bool:
+        return list(slots) == list(range(len(self.matrix)))
 
     def _drop_oldest(self, count: int, needed: set[str]) -> list[int]:
         """Forget ``count`` clients that are not needed; return their slots."""

@@ -41,6 +41,7 @@ __all__ = [
     "gram",
     "mean_around_median",
     "median",
+    "middle_sorter",
     "middle_sum",
     "mixed_trimmed_mean",
     "squared_distances",
@@ -51,7 +52,7 @@ __all__ = [
 CANCELLED = 1 / 32
 # Sums of squares below this may miss terms smaller than float32's smallest number.
 TINY = 1e-20
-# The work space of middle_sum, which is called block after block, for each thread.
+# The last sorter of each thread: the next round most likely needs the same one.
 _LAST = threading.local()
 
 
@@ -92,21 +93,35 @@ def _middle(rows: Rows, low: int, high: int) -> Floats:
     return out
 
 
-def middle_sum(rows: Rows, low: int, high: int, out: Floats) -> None:
-    """Write the sum of the sorted rows ``low`` to ``high - 1`` to ``out``, per column.
+def middle_sorter(k: int, low: int, high: int, width: int) -> Sorter:
+    """Return this thread's sorter for sums of the sorted rows ``low`` to ``high - 1``.
+
+    For loops over blocks: fill ``sorter.room(B)`` with the rows of a block, then call
+    :func:`middle_sum`.
 
     Parameters
     ----------
-    rows : K arrays of shape (B,)
-        One block, finite. Not changed.
-    low, high : int
-        ``0 <= low < high <= K``.
-    out : array of shape (B,)
+    k, low, high : int
+        ``0 <= low < high <= k`` rows.
+    width : int
+        Columns of the widest block.
     """
     sorter: Sorter | None = getattr(_LAST, "sorter", None)
-    if sorter is None or not sorter.fits(len(rows), low, high, len(out)):
-        sorter = _LAST.sorter = Sorter(len(rows), low, high, len(out), summed=True)
-    _add(sorter(rows), out)
+    if sorter is None or not sorter.fits(k, low, high, width):
+        sorter = _LAST.sorter = Sorter(k, low, high, width, summed=True)
+    return sorter
+
+
+def middle_sum(sorter: Sorter, out: Floats) -> None:
+    """Sort the sorter's room; write the sum of the middle rows to ``out``, per column.
+
+    Parameters
+    ----------
+    sorter : Sorter
+        Of :func:`middle_sorter`, its room filled. What was in it is lost.
+    out : array of shape (B,)
+    """
+    _add(sorter.sort(len(out)), out)
 
 
 def mean_around_median(rows: Rows, count: int) -> Floats:

@@ -24,7 +24,7 @@ from .rows import Floats, Rows
 __all__ = ["Sorter"]
 
 # Above this many rows a sort is faster than a network.
-NETWORK_ROWS = 256
+NETWORK_ROWS = 112
 # From this many rows on, parts of the rows are sorted side by side.
 STACKED_ROWS = 48
 
@@ -84,23 +84,37 @@ class Sorter:
         rows : k arrays of shape (B,)
             Finite, ``B <= width``. Not changed.
         """
+        room = self.room(len(rows[0]))
+        for target, row in zip(room, rows, strict=True):
+            target[:] = row
+        return self.sort(room.shape[1])
+
+    def room(self, width: int) -> Floats:
+        """Return the (k, ``width``) array whose rows :meth:`sort` sorts.
+
+        Whoever makes the rows can write them there, in any order, and save a copy.
+        """
+        return self._work[: self.k * width].reshape(self.k, width)
+
+    def sort(self, width: int) -> list[Floats]:
+        """Return rows ``low`` to ``high - 1`` of the sorted :meth:`room`.
+
+        What was in the room is lost; the result is valid until it is filled again.
+        """
         if not self._network:
-            return self._sorted(rows)
-        width = len(rows[0])
+            return self._sorted(self.room(width))
         if width not in self._bound:
             if len(self._bound) > 1:  # all blocks but the last have one width
                 self._bound.clear()
             self._bound[width] = self._bind(width)
-        inputs, steps, outputs = self._bound[width]
-        for target, row in zip(inputs, rows, strict=True):
-            target[:] = row
+        steps, outputs = self._bound[width]
         for operation, x, y, out in steps:
             operation(x, y, out=out)
         return outputs
 
-    def _sorted(self, rows: Rows) -> list[Floats]:
+    def _sorted(self, rows: Floats) -> list[Floats]:
         """Do the same by a sort of every column."""
-        columns = np.ascontiguousarray(np.stack(rows).T)  # (B, k)
+        columns = np.ascontiguousarray(rows.T)  # (B, k)
         columns.sort(axis=1)
         middle = columns[:, self.low : self.high]
         if self.summed:
@@ -113,9 +127,6 @@ class Sorter:
         size = parts * width
         slots = self._work[: (self.k // parts + 1) * size].reshape(-1, size)
         *places, spare = list(slots)
-        inputs = [
-            place[i * width : (i + 1) * width] for i in range(parts) for place in places
-        ]
         steps: list[_Step] = []
         stages = _stages(self.k, self.low, self.high, self.summed, parts)
         for number, stage in enumerate(stages):
@@ -133,11 +144,11 @@ class Sorter:
                 else:
                     steps.append((np.maximum, x, y, y))
             places = [places[i] for i in stage.order]
-        return inputs, steps, places[self.low : self.high]
+        return steps, places[self.low : self.high]
 
 
 _Step = tuple[np.ufunc, Floats, Floats, Floats]
-_Program = tuple[list[Floats], list[_Step], list[Floats]]
+_Program = tuple[list[_Step], list[Floats]]
 
 
 def _side_by_side(k: int) -> int:

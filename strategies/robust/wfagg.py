@@ -33,19 +33,28 @@ and C the bound is wider for a client with a shorter history than the median one
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from truststram.vectors import one_blas_thread, weighted_sum
 
-from .history import History
-from .kernels import Doubles, Rows, blocks, middle_sum
+from .history import History, Seen
+from .kernels import Doubles, Rows, blocks, middle_sorter, middle_sum
 from .preaggregators import nearest_mixing
 from .rule import Decision
 
 __all__ = ["WFAgg"]
 
+# What is measured, and the filter that it belongs to.
+FILTERS = {
+    "distance": "distance",
+    "cosine": "cosine",
+    "change-cosine": "temporal",
+    "change-distance": "temporal",
+}
 TAU = (0.4, 0.4, 0.2)
 # A median absolute deviation of a normal variable times this is its standard deviation.
 MAD_TO_SIGMA = 1.4826
@@ -115,17 +124,19 @@ class WFAgg:
         cosines = seen.products * np.outer(unit, unit)
         mixing = nearest_mixing(scale**2 * _square_distances(cosines, unit > 0), self.f)
         along, centre = _centre_products(
-            seen.rows, mixing * (scale * unit * seen.correction), self.f
+            seen, mixing * (scale * unit * seen.correction), self.f
         )
         along = along * seen.correction
-        evidence = self._statistics(seen, along, centre, unit)
-        keep, votes = self._votes(evidence, scale, seen.variance)
+        found = self._statistics(seen, along, centre, unit)
+        filters = self._filters(found, scale, seen.variance)
+        keep, votes = filters.sum(axis=0) >= 2, np.array(TAU) @ filters
         agreement = (1 + along * unit / max(np.sqrt(centre), 1e-300)) / 2
         weights = keep * votes * np.clip(agreement, 0, 1) ** self.h
-        return self._decision(rows, seen.update_norms, weights, evidence)
+        decision = self._decision(rows, seen.update_norms, weights)
+        return replace(decision, evidence=_evidence(found))
 
     def _statistics(
-        self, seen: Any, along: Doubles, centre: float, unit: Doubles
+        self, seen: Seen, along: Doubles, centre: float, unit: Doubles
     ) -> dict[str, Doubles]:
         """Return what the gates judge; NaN where there is no history."""
         square = seen.norms**2 - 2 * along + centre
@@ -136,10 +147,10 @@ class WFAgg:
             "change-distance": seen.change_distances,
         }
 
-    def _votes(
+    def _filters(
         self, statistics: dict[str, Doubles], scale: float, variance: Doubles
-    ) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], Doubles]:
-        """Return who passes at least two filters, and the weight of their votes.
+    ) -> NDArray[np.bool_]:
+        """Return which filters (distance, cosine, temporal) each row passes, (3, K).
 
         The thresholds are added to ``statistics``. A client with a shorter history has
         a noisier average: its distance may be larger by the ratio of the deviations,
@@ -154,33 +165,17 @@ class WFAgg:
             statistics[f"{name}-limit"] = np.broadcast_to(limit, noisier.shape)
             with np.errstate(invalid="ignore"):  # NaN is no vote
                 passed[name] = statistics[name] <= limit
-        filters = np.stack(
-            [
-                passed["distance"],
-                passed["cosine"],
-                passed["change-cosine"] & passed["change-distance"],
-            ]
-        )
-        return filters.sum(axis=0) >= 2, np.array(TAU) @ filters
+        temporal = passed["change-cosine"] & passed["change-distance"]
+        return np.stack([passed["distance"], passed["cosine"], temporal])
 
-    def _decision(
-        self,
-        rows: Rows,
-        norms: Doubles,
-        weights: Doubles,
-        statistics: dict[str, Doubles],
-    ) -> Decision:
+    def _decision(self, rows: Rows, norms: Doubles, weights: Doubles) -> Decision:
         total = float(weights.sum())
         shares = weights / total if total > 0 else weights * 0
         bound = float(np.median(norms))
         clip = np.minimum(1, np.divide(bound, norms, where=norms > 0, out=norms + 1))
         update = np.empty(len(rows[0]), np.float32)
         weighted_sum(rows, list(shares * clip), update)
-        evidence = [
-            {name: _number(values[i]) for name, values in statistics.items()}
-            for i in range(len(rows))
-        ]
-        return Decision(update, shares, evidence)
+        return Decision(update, shares)
 
     def state(self) -> dict[str, Any]:
         """Return the clients' histories."""
@@ -189,6 +184,26 @@ class WFAgg:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore the clients' histories."""
         self._history.load_state(state)
+
+
+def _evidence(statistics: dict[str, Doubles]) -> list[dict[str, Any]]:
+    """Return each row's statistics and limits, and the filters that spoke against it.
+
+    Without a past the temporal filter says nothing.
+    """
+    return [
+        {
+            "failed": sorted(
+                {
+                    filtered
+                    for name, filtered in FILTERS.items()
+                    if statistics[name][i] > statistics[f"{name}-limit"][i]
+                }
+            ),
+            **{name: _number(values[i]) for name, values in statistics.items()},
+        }
+        for i in range(len(statistics["distance"]))
+    ]
 
 
 def _gate(values: Doubles, c: float, flat: float) -> float:
@@ -213,25 +228,22 @@ def _square_distances(cosines: Doubles, nonzero: Any) -> Doubles:
     return square
 
 
-def _centre_products(rows: Rows, mixing: Doubles, f: int) -> tuple[Doubles, float]:
+def _centre_products(seen: Seen, mixing: Doubles, f: int) -> tuple[Doubles, float]:
     """Return ``rows . m`` (K,) and ``m . m`` for the centre ``m``, which is not kept.
 
     ``m`` is the coordinate-wise f-trimmed mean of the rows of ``mixing @ rows``.
     """
-    k = len(rows)
+    k = len(mixing)
     along, square = np.zeros(k), 0.0
-    matrix = mixing.astype(np.float32)
-    width = next(blocks(len(rows[0]), 2 * k), slice(0, 0)).stop
-    room = np.empty((2, k, width), np.float32)  # new memory a block costs a pass
+    weights = mixing.astype(np.float32)
+    width = next(blocks(seen.size, 2 * k), slice(0, 0)).stop
+    sorter = middle_sorter(k, f, k - f, width)
     middle = np.empty(width, np.float32)
-    for block in blocks(len(rows[0]), 2 * k):
-        part, mixed = room[:, :, : block.stop - block.start]  # (K, B) each
-        centre = middle[: block.stop - block.start]
-        np.stack([x[block] for x in rows], out=part)
-        np.dot(matrix, part, out=mixed) if part.flags.c_contiguous else np.copyto(
-            mixed, matrix @ part
-        )
-        middle_sum(list(mixed), f, k - f, centre)
+    for block in blocks(seen.size, 2 * k):
+        part = seen.block(block)  # (K, B)
+        centre = middle[: part.shape[1]]
+        np.matmul(weights, part, out=sorter.room(len(centre)))
+        middle_sum(sorter, centre)
         centre *= np.float32(1 / (k - 2 * f))
         along += part @ centre
         square += float(np.dot(centre, centre))

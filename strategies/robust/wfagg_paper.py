@@ -32,11 +32,13 @@ from numpy.typing import NDArray
 from truststram.vectors import one_blas_thread, weighted_sum
 
 from .clients import ClientRows
-from .kernels import Doubles, Floats, Rows, blocks, middle_sum
+from .kernels import Doubles, Floats, Rows, blocks, middle_sorter, middle_sum
 from .rule import Decision
+from .steadiness import Steadiness
 
 __all__ = ["WFAggPaper"]
 
+FILTERS = ("distance", "cosine", "temporal")
 TAU = (0.4, 0.4, 0.2)
 
 
@@ -74,8 +76,7 @@ class WFAggPaper:
         if f < 0 or not 0 < alpha <= 1:
             raise ValueError(f"Expected f={f} >= 0 and 0 < alpha={alpha} <= 1.")
         self.f, self.alpha = f, alpha
-        self._rate, self._beta = 2 / (window + 1), beta
-        self._transient = transient
+        self._steadiness = Steadiness(window, beta, transient)
         self.base: Floats | None = None
         self._clients = ClientRows(max_bytes)  # last update of each client
         self._last_base: Floats | None = None
@@ -95,13 +96,17 @@ class WFAggPaper:
         with one_blas_thread():
             measured = self._measure(rows, names)
         k = len(rows)
+        changes = np.stack([measured["change"], measured["change-cosine"]], axis=1)
+        steady, judged = self._steadiness.judge(names, changes)
         passed = np.stack(
             [
                 _smallest(measured["distance"], k - self.f - 1),
                 _smallest(measured["cosine"], k - self.f - 1),
-                self._steady(names, measured),
+                steady,
             ]
         )
+        always = np.ones(k, bool)
+        failed = ~passed & np.stack([always, always, judged])
         weights = np.where(passed.sum(axis=0) >= 2, np.array(TAU) @ passed, 0.0)
         total = float(weights.sum())
         shares = weights / total if total > 0 else weights * 0
@@ -109,8 +114,10 @@ class WFAggPaper:
         weighted_sum(rows, list(self.alpha * shares), update)
         evidence = [
             {
+                "failed": [
+                    n for n, no in zip(FILTERS, failed[:, i], strict=True) if no
+                ],
                 **{name: float(values[i]) for name, values in measured.items()},
-                "passed": [f for f, ok in zip("DCT", passed[:, i], strict=True) if ok],
             }
             for i in range(k)
         ]
@@ -133,35 +140,34 @@ class WFAggPaper:
         along = np.zeros((k, 2))  # x.b, x.c
         mm = bm = 0.0
         width = next(blocks(d, 2 * k), slice(0, 0)).stop
-        room, middle = np.empty((k, width), np.float32), np.empty(width, np.float32)
+        low, high = (k - 1) // 2, k // 2 + 1
+        sorter = middle_sorter(k, low, high, width)
+        middle = np.empty(width, np.float32)
         for block in blocks(d, 2 * k):
-            x, m = (
-                room[:, : block.stop - block.start],
-                middle[: block.stop - block.start],
-            )
-            np.stack([row[block] for row in rows], out=x)  # (K, B)
-            middle_sum(list(x), (k - 1) // 2, k // 2 + 1, m)
-            if k % 2 == 0:
-                m *= np.float32(0.5)
-            xx += np.einsum("kb,kb->k", x, x)
-            xm += x @ m
-            mm += float(np.dot(m, m))
+            m = middle[: block.stop - block.start]
+            x = sorter.room(len(m))  # (K, B), lost when sorted
+            np.stack([row[block] for row in rows], out=x)
+            xx += np.vecdot(x, x)
             p = self._clients.block(slots, block)
             if known.any():
-                xp += np.einsum("kb,kb->k", x, p)
+                xp += np.vecdot(x, p)
             if base is not None and step is not None:
                 along[:, 0] += x @ base[block]
                 along[:, 1] += x @ step[block]
                 pc += p @ step[block]
+            self._clients.put(slots, block, x)
+            middle_sum(sorter, m)
+            m *= np.float32(1 / (high - low))
+            xm += self._clients.block(slots, block) @ m
+            mm += float(np.dot(m, m))
+            if base is not None:
                 bm += float(np.dot(base[block], m))
-            if p.base is self._clients.matrix:
-                p[:] = x
-            else:
-                self._clients.matrix[slots, block] = x
         found = self._statistics(
             names, base, step, known, (xx, xm, xp, pc, along, mm, bm)
         )
         self._last_base = None if base is None else base.copy()
+        self._past = {n: self._past[n] for n in self._clients.names}
+        self._steadiness.forget_all_but(self._clients.names)
         return found
 
     def _frame(self, d: int) -> tuple[Floats | None, Floats | None]:
@@ -206,34 +212,11 @@ class WFAggPaper:
             "change-cosine": np.where(known, _angle(change, size, grown), np.nan),
         }
 
-    def _steady(
-        self, names: Sequence[str], measured: dict[str, Doubles]
-    ) -> NDArray[np.bool_]:
-        """Return who passes T, then take the round into each client's averages."""
-        passed = np.zeros(len(names), bool)
-        for i, name in enumerate(names):
-            found = np.array([measured["change"][i], measured["change-cosine"][i]])
-            client = self._past[name]
-            if np.isnan(found).any():
-                for key in ("mean", "variance", "rounds"):
-                    client.pop(key, None)
-                continue
-            mean = np.asarray(client.get("mean", found))
-            variance = np.asarray(client.get("variance", [0.0, 0.0]))
-            if client.get("rounds", 0) >= self._transient:
-                width = self._beta * np.sqrt(variance)
-                passed[i] = bool((np.abs(found - mean) <= width).all())
-            step = found - mean
-            client["mean"] = (mean + self._rate * step).tolist()
-            moved = (1 - self._rate) * (variance + self._rate * step**2)
-            client["variance"] = moved.tolist()
-            client["rounds"] = client.get("rounds", 0) + 1
-        return passed
-
     def state(self) -> dict[str, Any]:
         """Return the clients' last updates and averages, and the model they were to."""
         return {
             "clients": self._clients.state(),
+            "steadiness": self._steadiness.state(),
             "past": {name: dict(client) for name, client in self._past.items()},
             "base": self._last_base,
         }
@@ -242,6 +225,7 @@ class WFAggPaper:
         """Restore what :meth:`state` returned."""
         self._clients.load_state(state["clients"])
         self._past = {name: dict(client) for name, client in state["past"].items()}
+        self._steadiness.load_state(state["steadiness"])
         base = state["base"]
         self._last_base = None if base is None else np.array(base, np.float32)
 

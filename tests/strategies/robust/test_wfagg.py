@@ -127,7 +127,7 @@ def test_wfagg_scales_with_the_updates(seed, factor):
     )
 
 
-@pytest.mark.parametrize("size", [1e2, 1e6, 1e12])
+@pytest.mark.parametrize("size", [1e2, 1e6, 1e12, 1e18, 1e30, 3e38])
 def test_far_attackers_cannot_carry_the_update_away(size):
     history = rounds(7, 4)
     for found in history:
@@ -163,6 +163,27 @@ def test_clients_that_leave_and_return_are_recognised():
     _, shares = oracle.wfagg(doubles(history), 2)
     np.testing.assert_allclose(decision.shares, shares, atol=1e-5)
     assert decision.evidence[5]["change-cosine"] is not None
+
+
+def test_long_runs_and_long_absence_keep_to_the_oracle():
+    """The stored averages are rescaled every 31 rounds, and after a long absence."""
+    history = rounds(11, 80, spread=0.5)
+    for found in history[10:70]:
+        del found["n4"]
+    decision = play(WFAgg(2), history)
+    update, shares = oracle.wfagg(doubles(history), 2)
+    np.testing.assert_allclose(decision.shares, shares, atol=1e-5)
+    np.testing.assert_allclose(decision.update, update, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e30, 3e38])
+def test_a_far_update_in_the_right_direction_counts_no_more_than_others(size):
+    history = rounds(12, 4, spread=0.1)
+    for found in history:
+        found["n0"] = np.float32(size) * (found["n0"] / np.abs(found["n0"]).max())
+    decision = play(WFAgg(2), history)
+    honest = [np.linalg.norm(history[-1][n]) for n in NAMES[1:]]
+    assert np.linalg.norm(decision.update) < 1.01 * max(honest)
 
 
 def test_memory_is_bounded_and_the_longest_absent_is_forgotten():
