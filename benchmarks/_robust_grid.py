@@ -16,7 +16,15 @@ from strategies.robust.rule import Decision, Rule, equal_shares
 from truststram.records import Float32
 from truststram.rng import derive
 
-__all__ = ["ATTACKERS", "CHOICES", "RULES", "Federation", "Outcome", "rule_of"]
+__all__ = [
+    "ATTACKERS",
+    "CHOICES",
+    "RULES",
+    "TRAINING",
+    "Federation",
+    "Outcome",
+    "rule_of",
+]
 
 ROUNDS = 30
 
@@ -35,7 +43,7 @@ RULES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "wfagg ema=0": ("wfagg", "none", {"ema": 0.0}),
     "wfagg": ("wfagg", "none", {}),
 }
-# Name -> (kind, strength). The last two are ours: noise of ten times the honest norm,
+# Name -> (kind, strength). Two kinds are only here: noise of ten times the honest norm,
 # and an attacker that knows the rule and its state.
 ATTACKERS: dict[str, tuple[str, float]] = {
     "none": ("none", 0.0),
@@ -43,7 +51,11 @@ ATTACKERS: dict[str, tuple[str, float]] = {
     "ALIE-opt": ("alie", 0.0),
     "noise10": ("noise10", 10.0),
     "adaptive": ("adaptive", 0.0),
+    # Honest until the middle of a run of 30 rounds.
+    "sleeper": ("drift", 15.0),
 }
+# Attacks whose malicious clients train.
+TRAINING = ("LF", "sleeper")
 # What the adaptive attacker chooses from.
 CHOICES = (
     *(("ipm", s) for s in (0.25, 0.5, 1.0, 2.0, 4.0, 100.0)),
@@ -54,7 +66,23 @@ CHOICES = (
 
 @dataclass(frozen=True)
 class Federation:
-    """One cell of the grid and its seed; ``alpha`` None is IID."""
+    """One cell of the grid and its seed.
+
+    Attributes
+    ----------
+    alpha : float or None
+        Of the Dirichlet distribution of labels; None: IID.
+    f : int
+        Malicious clients.
+    assumed : int or None
+        The rule's f; None: the true one.
+    participation : float
+        Part of the clients in every round, drawn anew.
+    unequal : bool
+        Clients have 74 to 296 examples, and as many more steps, instead of 300.
+    quarantine : int
+        Rounds that clients which are rejected again and again are left out; 0: never.
+    """
 
     alpha: float | None
     f: int
@@ -62,6 +90,10 @@ class Federation:
     network: str = "mlp"
     validation: bool = False
     rounds: int = ROUNDS
+    assumed: int | None = None
+    participation: float = 1.0
+    unequal: bool = False
+    quarantine: int = 0
 
     @property
     def cell(self) -> str:
@@ -97,7 +129,8 @@ class Outcome:
     """What came out of one rule under one attack.
 
     ``false`` and ``true`` are the parts of honest and malicious updates that were
-    rejected from round 3 on; NaN if there were none.
+    rejected from round 3 on; NaN if there were none. ``quarantined``: how many honest
+    and malicious clients were ever left out.
     """
 
     federation: Federation
@@ -106,6 +139,7 @@ class Outcome:
     accuracy: float
     false: float
     true: float
+    quarantined: tuple[int, int] = (0, 0)
 
 
 def rule_of(name: str, f: int) -> Rule:

@@ -2,106 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks._robust_data import CLASSES, CLIENTS, EXAMPLES, Split, split
-from benchmarks._robust_grid import ATTACKERS, CHOICES, Federation, Outcome, rule_of
+from benchmarks._robust_grid import TRAINING, Federation, Outcome, rule_of
+from benchmarks._robust_run import Run
 from benchmarks._robust_training import CNN, MLP
-from strategies.adversary.core import ATTACKS, Memory
-from strategies.robust.rule import Rule
 from truststram.records import Float32
 from truststram.rng import derive
 
 __all__ = ["simulate"]
 
 STEPS, BATCH, LR = 8, 32, 0.2
-# From this round on (counted from 0) every filter of every rule has a vote.
-COUNTED = 3
-
-
-@dataclass
-class Run:
-    """A rule against an attack, in the middle of its training."""
-
-    name: str
-    attack: str
-    rule: Rule
-    memory: Memory = field(default_factory=dict)
-    broken: bool = False  # the model is no longer finite
-    counts: np.ndarray = field(default_factory=lambda: np.zeros((2, 2)))
-
-    def step(self, rows: Float32, bad: list[int], flat: Float32, seed: int) -> Float32:
-        """Attack, aggregate and return the update; ``rows`` (K, d) is changed."""
-        honest = [i for i in range(len(rows)) if i not in bad]
-        nothing = np.zeros_like(flat)
-        self.memory["round"] = number = self.memory.get("round", 0) + 1
-        if not np.isfinite(rows[honest]).all():
-            self.broken = True
-            return nothing
-        self._attack(rows, honest, bad, flat, seed)
-        if not np.isfinite(rows).all():
-            self.broken = True
-            return nothing
-        shares, update = self._decide(self.rule, rows, flat)
-        if number > COUNTED:
-            for kind, members in enumerate((honest, bad)):
-                self.counts[kind] += (shares[members] == 0).sum(), len(members)
-        return update if shares.any() else nothing
-
-    def _decide(self, rule: Rule, rows: Float32, flat: Float32) -> tuple[Any, Float32]:
-        if hasattr(rule, "base"):
-            rule.base = flat
-        decision = rule(list(rows), [str(i) for i in range(len(rows))])
-        return decision.shares, decision.update
-
-    def _attack(
-        self, rows: Float32, honest: list[int], bad: list[int], flat: Float32, seed: int
-    ) -> None:
-        """Write what the malicious clients send to their rows."""
-        kind, strength = ATTACKERS[self.attack]
-        if kind == "none":
-            return
-        known, own = list(rows[honest]), list(rows[bad])
-        rng = derive(seed, "robust-accuracy", "attack", self.memory["round"])
-        if kind == "noise10":
-            length = strength * np.mean([np.linalg.norm(x) for x in known])
-            noise = rng.standard_normal(rows[bad].shape, np.float32)
-            noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-            rows[bad] = noise * np.float32(length)
-        elif kind == "adaptive":
-            self._adapt(rows, honest, bad, flat)
-        else:
-            rows[bad] = ATTACKS[kind](known, own, strength, rng, self.memory)
-
-    def _adapt(
-        self, rows: Float32, honest: list[int], bad: list[int], flat: Float32
-    ) -> None:
-        """Send what turns this round's update most against the honest mean."""
-        known, own = list(rows[honest]), list(rows[bad])
-        mean = np.mean(known, axis=0)
-        worst, rng = float("inf"), np.random.default_rng(0)  # no choice draws from it
-        best = rows[bad]
-        for kind, strength in CHOICES:
-            memory = self.memory if kind == "mimic" else {}
-            candidate = ATTACKS[kind](known, own, strength, rng, memory)
-            rows[bad] = candidate
-            _, update = self._decide(copy.deepcopy(self.rule), rows, flat)
-            if (progress := float(np.dot(update, mean))) < worst:
-                worst, best = progress, candidate
-        rows[bad] = best
 
 
 def _runs(federation: Federation, wanted: Sequence[tuple[str, str]]) -> list[Run]:
     """Return the runs of all rules that can be used with so many attackers."""
-    runs = [Run(n, attack, rule_of(n, federation.f)) for n, attack in wanted]
-    return [run for run in runs if run.rule.refusal(CLIENTS) is None]
+    f = federation.f if federation.assumed is None else federation.assumed
+    runs = [Run(name, attack, rule_of(name, f)) for name, attack in wanted]
+    cohort = int(CLIENTS * federation.participation)
+    return [run for run in runs if run.rule.refusal(cohort) is None]
 
 
 def simulate(
@@ -121,19 +45,56 @@ def simulate(
     flat = np.tile(start, (len(runs), 1))
     updates = np.zeros((len(runs), CLIENTS, network.size), np.float32)
     for number in range(federation.rounds):
-        for client in range(CLIENTS):
+        clients = _cohort(federation, number)
+        for client in clients:
             _train(federation, runs, client, client in bad, number, data, flat, updates)
         for i, run in enumerate(runs):
-            if not run.broken:
-                attackers = [] if run.attack == "none" else bad
-                flat[i] += run.step(updates[i], attackers, flat[i], seed)
+            run.memory["round"] = number + 1
+            if run.broken:
+                continue
+            names = run.cohort(number + 1, clients)
+            truth = [] if run.attack == "none" else bad
+            flat[i] += run.step(updates[i][names], names, truth, flat[i], seed)
+            if federation.quarantine:
+                run.leave_out(number + 1, federation.quarantine)
     found = network.accuracy(torch.tensor(flat), data.test_x, data.test_y)
     with np.errstate(invalid="ignore"):
         rates = [run.counts[:, 0] / run.counts[:, 1] for run in runs]
     return [
-        Outcome(federation, run.name, run.attack, accuracy, *map(float, rate))
+        Outcome(
+            federation,
+            run.name,
+            run.attack,
+            accuracy,
+            false=float(rate[0]),
+            true=float(rate[1]),
+            quarantined=_left_out(run, bad),
+        )
         for run, accuracy, rate in zip(runs, found, rates, strict=True)
     ]
+
+
+def _left_out(run: Run, bad: Sequence[int]) -> tuple[int, int]:
+    """Return how many honest and malicious clients were ever in quarantine."""
+    malicious = 0 if run.attack == "none" else len(run.quarantined & set(bad))
+    return len(run.quarantined) - malicious, malicious
+
+
+def _cohort(federation: Federation, number: int) -> list[int]:
+    """Return the clients of a round."""
+    if federation.participation == 1:
+        return list(range(CLIENTS))
+    rng = derive(federation.seed, "robust-accuracy", "cohort", number)
+    size = int(CLIENTS * federation.participation)
+    return sorted(int(i) for i in rng.permutation(CLIENTS)[:size])
+
+
+def _steps(federation: Federation, client: int) -> int:
+    """Return how many minibatches a client trains on in a round."""
+    if not federation.unequal:
+        return STEPS
+    rng = derive(federation.seed, "robust-accuracy", "steps", client)
+    return int(rng.integers(2, STEPS + 1))
 
 
 def _train(
@@ -152,14 +113,16 @@ def _train(
     used = [
         i
         for i, run in enumerate(runs)
-        if not run.broken and (flips[i] or not malicious or run.attack == "none")
+        if not run.broken and (not malicious or run.attack in ("none", *TRAINING))
     ]
     if not used:
         return
     rng = derive(federation.seed, "robust-accuracy", "batches", number, client)
-    rows = torch.tensor(rng.permutation(EXAMPLES)[: STEPS * BATCH])
-    x = network.cut(data.x[client][rows]).reshape(STEPS, BATCH, network.patches, -1)
-    labels = data.y[client][rows].reshape(STEPS, 1, BATCH)
+    steps = _steps(federation, client)
+    held = EXAMPLES if steps == STEPS else EXAMPLES // STEPS * steps
+    rows = torch.tensor(rng.permutation(held)[: steps * BATCH])
+    x = network.cut(data.x[client][rows]).reshape(steps, BATCH, network.patches, -1)
+    labels = data.y[client][rows].reshape(steps, 1, BATCH)
     if malicious:
         flipped = torch.tensor([flips[i] for i in used])[None, :, None]
         labels = torch.where(flipped, CLASSES - 1 - labels, labels)

@@ -13,28 +13,20 @@ a picture beside the results. The constants of the rules were fixed on other see
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 
 import numpy as np
-import torch
-from threadpoolctl import threadpool_limits
 
 from benchmarks import _results as results
-from benchmarks._report import Line, line, main, progress
-from benchmarks._robust_data import VARIABLE, check
-from benchmarks._robust_grid import ATTACKERS, RULES, Federation, Outcome
-from benchmarks._robust_runs import simulate
+from benchmarks._report import Line, line, main
+from benchmarks._robust_data import check
+from benchmarks._robust_grid import ATTACKERS, RULES, Federation
+from benchmarks._robust_pool import Task, run, take_folder
 from benchmarks._robust_table import APART, Table
 
 # Fresh: no constant was chosen on them. Development has seeds 0 and 1 and `validation`.
 SEEDS, SEEDS_QUICK = (300, 301, 302), (0,)
 ALPHAS = (None, 0.5, 0.3)
-PROCESSES = 2
 # Points by which the worst case must exceed the best peer's.
 GAINS = {
     "IID, f = 6": 1,
@@ -46,15 +38,12 @@ CNN_RULES = ("mean", "multi-krum", "nnm+trimmed-mean", "wfagg")
 CNN_ATTACKS = ("none", "ALIE-opt", "MMu", "IPM.5")
 SETUP = "MLP 196-32-10, 20 clients x 300 examples, 30 rounds x 8 steps of 32, lr 0.2"
 
-Wanted = list[tuple[str, str]]
-Task = tuple[Federation, Wanted]
-
 
 def lines(quick: bool) -> Iterator[Line]:
     """Yield all lines; with ``quick`` one cell, one seed, few rules and attacks."""
     check()
     tasks = list(quick_grid() if quick else grid())
-    outcomes = [o for found in run(tasks) for o in found]
+    outcomes = [o for found in run("robust_accuracy", tasks) for o in found]
     mlp = Table([o for o in outcomes if o.federation.network == "mlp"])
     yield from worst_cases(mlp)
     yield from without_attack(mlp)
@@ -91,30 +80,6 @@ def quick_grid() -> Iterator[Task]:
     wanted = [(rule, attack) for rule in rules for attack in attacks]
     wanted += [("wfagg", "noise10")]
     yield Federation(0.3, 6, SEEDS_QUICK[0], validation=True), wanted
-
-
-def run(tasks: Sequence[Task]) -> Iterator[list[Outcome]]:
-    """Yield the outcomes of all tasks, which share the processor's cores."""
-    workers = min(PROCESSES, len(tasks), os.cpu_count() or 1)
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, fresh, initializer=_one_thread) as pool:
-        found = pool.map(_simulate, tasks)
-        for (federation, _), outcomes in zip(tasks, found, strict=True):
-            progress(
-                f"robust_accuracy: {federation.cell}, seed {federation.seed}, "
-                f"{federation.network}: {len(outcomes)} models"
-            )
-            yield outcomes
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-
-
-def _simulate(task: Task) -> list[Outcome]:
-    with threadpool_limits(1), np.errstate(over="ignore"):
-        return simulate(*task)
 
 
 def worst_cases(table: Table) -> Iterator[Line]:
@@ -228,16 +193,6 @@ def keep(mlp: Table, cnn: Table) -> None:
     (folder / "robust_accuracy.md").write_text(text, encoding="utf-8")
 
 
-def _command_line() -> None:
-    """Take ``--data`` from the command line; the rest is every benchmark's."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--data")
-    found, rest = parser.parse_known_args()
-    if found.data is not None:
-        os.environ[VARIABLE] = found.data  # the processes inherit it
-    sys.argv[1:] = rest
-
-
 if __name__ == "__main__":
-    _command_line()
+    take_folder()
     main(__doc__, lines)
