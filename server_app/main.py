@@ -91,7 +91,7 @@ def _run(
         _announce(job, folder, log, record, len(named.wait()))
         evaluate = _evaluator(job, task)
         loop = RoundLoop(job, strategy, named, folder, log, evaluate)
-        final = loop.run(record)
+        final = loop.final(loop.run(record))
         checkpoint.save_model(folder.model, final)
         status, reason = "completed", ""
     except KeyboardInterrupt:

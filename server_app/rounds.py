@@ -29,7 +29,7 @@ from truststram.events import EventLog
 from truststram.job import Job
 from truststram.result import Metrics, RoundReport, better
 from truststram.rng import derive_seed
-from truststram.techniques import StrategyLayer, stack
+from truststram.techniques import StrategyLayer, TailAverage, stack
 
 from . import checkpoint, state
 from .checkpoint import RoundRecord
@@ -81,8 +81,8 @@ class RoundLoop:
             if isinstance(layer, StrategyLayer):
                 layer.emit, layer.name_of = self._emit, grid.name_of
 
-    def run(self, record: RoundRecord) -> ArrayRecord:
-        """Run every round after ``record`` and return the final model.
+    def run(self, record: RoundRecord) -> RoundRecord:
+        """Run every round after ``record`` and return the last one's record.
 
         Raises
         ------
@@ -98,7 +98,21 @@ class RoundLoop:
                     f"{record.round}): {_counted(record.report['codes'])}. The model "
                     "of the last good round is kept."
                 )
-        return record.arrays
+        return record
+
+    def final(self, record: RoundRecord) -> ArrayRecord:
+        """Return the run's model: the last round's, or what a layer makes of it.
+
+        If that is another model, it is evaluated too and an event says how it did.
+        """
+        arrays = record.arrays
+        for layer in stack.walk(self._strategy):
+            if isinstance(layer, TailAverage):
+                arrays = layer.final(arrays)
+        if arrays is not record.arrays:
+            metrics = _plain(self._evaluate(arrays)) if self._evaluate else {}
+            self._log.append("final-model", round=record.round, metrics=metrics)
+        return arrays
 
     def _is_stale(self, record: RoundRecord) -> bool:
         """Return whether early stop is on and the best round is long ago."""

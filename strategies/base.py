@@ -58,6 +58,9 @@ class StrategyLayer(Strategy):
     linear : bool
         Computes a linear function of the updates with weights that do not depend on
         them.
+    always_releases : bool
+        Must be called in every round, also without replies: under differential privacy
+        an empty cohort is an outcome like others.
     emit : callable
         ``emit(kind, **data)`` receives this layer's events; the server's round loop
         puts its log here.
@@ -69,6 +72,7 @@ class StrategyLayer(Strategy):
     reduces: ClassVar[bool] = False
     needs_plaintext: ClassVar[bool] = False
     linear: ClassVar[bool] = True
+    always_releases: ClassVar[bool] = False
 
     def __init__(self, inner: Strategy) -> None:
         self.inner = inner
@@ -120,6 +124,10 @@ class StrategyLayer(Strategy):
     ) -> MetricRecord | None:
         """Forward to ``inner``."""
         return self.inner.aggregate_evaluate(server_round, replies)
+
+    def refusal(self, replies: int) -> str | None:
+        """Return why this layer cannot work on so few replies, or None if it can."""
+        return None
 
     def describe(self) -> str:
         """Return one line for the strategy summary."""

@@ -5,7 +5,7 @@ client: the first entry is the outermost Strategy and the outermost Mod. Both si
 folded from this one list, so their order cannot diverge.
 
     client:  train -> [delta] -> ... -> reply
-    server:  reply -> [guard] -> ... -> [rule] -> server optimizer -> model
+    server:  reply -> [anomaly] -> [guard] -> ... -> [rule] -> server optimizer -> model
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedYogi, Strategy
 
 from truststram.errors import ConfigError
 from truststram.job import Job
+from truststram.rng import derive
+from truststram.sections import AnomalyKeys
 
 from .adversary.layer import Adversary
+from .anomaly.layer import Anomaly
 from .base import StrategyLayer, walk
 from .guard.layer import Guard
 from .mean.layer import WeightedMean
 from .robust.layer import Robust
-from .robust.make import make_rule
+from .robust.make import OF_CLIENTS, make_rule
+from .robust.rule import AUTO, Rule
 from .server_sgd import ServerSGD
 from .update import delta_mod
 
@@ -45,10 +49,27 @@ class Layer:
     mod: Callable[[Job], Mod] | None = None
 
 
+def _rule(job: Job) -> Rule:
+    """Return a fresh robust rule (wfagg for a job that has none)."""
+    keys = job.robust
+    name = "wfagg" if keys.rule == "mean" else keys.rule
+    rng = derive(job.run.seed, "bucketing")
+    return make_rule(name, max(keys.f, 0), keys.pre, rng=rng)
+
+
+def _mixes_clients(job: Job) -> bool:
+    return job.robust.rule in OF_CLIENTS and job.robust.pre != "none"
+
+
 def _too_few(job: Job) -> bool:
-    """Return whether the smallest cohort is too small for the rule's f."""
+    """Return whether the smallest cohort is too small for the rule's f.
+
+    Never for an automatic f, which is what the replies of a round allow.
+    """
+    if job.robust.rule == "mean" or job.robust.f == AUTO or _mixes_clients(job):
+        return False
     cohort = max(1, int(job.round.min_nodes * job.round.fraction))
-    return make_rule(job.robust.rule, job.robust.f).refusal(cohort) is not None
+    return _rule(job).refusal(cohort) is not None
 
 
 def _always(_: Job) -> bool:
@@ -66,14 +87,36 @@ def _adversary(job: Job, inner: Strategy) -> StrategyLayer:
     )
 
 
-def _robust(job: Job, inner: Strategy) -> StrategyLayer:
-    name = "wfagg" if job.robust.rule == "mean" else job.robust.rule
-    return Robust(make_rule(name, job.robust.f), inner)
+def _watched(job: Job) -> bool:
+    """Return whether nodes are watched; ``auto`` is with a robust rule."""
+    choice = job.anomaly.enabled
+    return choice == "on" or (choice == "auto" and job.robust.rule != "mean")
 
+
+def _anomaly(job: Job, inner: Strategy) -> StrategyLayer:
+    keys = job.anomaly
+    return Anomaly(
+        inner,
+        quarantine=keys.quarantine,
+        alert_fraction=keys.alert_fraction,
+        response=keys.response,
+        verdicts=job.robust.rule in JUDGES,
+    )
+
+
+def _robust(job: Job, inner: Strategy) -> StrategyLayer:
+    return Robust(_rule(job), inner, auto_f=job.robust.f == AUTO)
+
+
+# Rules whose rejection is a verdict on a node. The others reject a fixed number of
+# updates (or mixtures of them) whatever comes, or nobody.
+JUDGES = ("wfagg",)
 
 LAYERS: tuple[Layer, ...] = (
     # Simulations only: outside every defence, inside whatever decodes.
     Layer("adversary", lambda job: job.adversary.kind != "none", wrap=_adversary),
+    # Outside the guard: what that drops is evidence.
+    Layer("anomaly", _watched, wrap=_anomaly),
     Layer("guard", _always, wrap=lambda job, inner: Guard(inner)),
     # Exactly one of these two reduces the updates to one.
     Layer("robust", lambda job: job.robust.rule != "mean", wrap=_robust),
@@ -114,10 +157,34 @@ REFUSALS: tuple[Refusal, ...] = (
         "set data.id-column, or another data.partitioner",
     ),
     Refusal(
-        lambda job: job.robust.rule != "mean" and _too_few(job),
+        _too_few,
         "robust.rule with more attackers than it can outvote",
-        "round.min-nodes times round.fraction is a cohort that robust.f can dominate",
-        "raise round.min-nodes (above 2 robust.f), or lower robust.f",
+        "a cohort of round.min-nodes times round.fraction is too small for robust.f "
+        "(most rules need more than 2 f nodes, krum 2 f + 3, bulyan 4 f + 3; "
+        "robust.pre = bucketing leaves half as many)",
+        "raise round.min-nodes, lower robust.f, or robust.f = -1 (automatic)",
+    ),
+    Refusal(
+        _mixes_clients,
+        "robust.pre with a rule that judges each node by its own past",
+        "a mixed update is not one node's, and wfagg mixes by itself where that helps",
+        "robust.pre = none, or another robust.rule, such as trimmed-mean",
+    ),
+    Refusal(
+        lambda job: job.robust.pre == "nnm" and job.robust.f == 0,
+        "robust.pre = nnm with robust.f = 0",
+        "each update would be mixed with all others: the mean, whatever the rule",
+        "robust.f = -1 (automatic) or above 0, or robust.pre = none",
+    ),
+    Refusal(
+        lambda job: (
+            job.anomaly.enabled == "auto"
+            and not _watched(job)
+            and job.anomaly != AnomalyKeys()
+        ),
+        "anomaly settings with anomaly.enabled = auto and robust.rule = mean",
+        "auto watches the nodes with a robust rule only: nothing would read them",
+        "anomaly.enabled = on, or a robust.rule",
     ),
     Refusal(
         lambda job: job.adversary.kind != "none" and job.adversary.fraction == 0,

@@ -7,6 +7,7 @@ import numpy as np
 import truststram
 from examples.guard_in_a_flower_app import main as guard_example
 from examples.own_task import TwoMoons
+from examples.wfagg_in_a_flower_app import main as wfagg_example
 
 
 def test_own_task_learns(tmp_path):
@@ -18,3 +19,11 @@ def test_own_task_learns(tmp_path):
 
 def test_the_guard_drops_the_nan_client():
     np.testing.assert_allclose(guard_example(), 3.0)
+
+
+def test_wfagg_keeps_the_accuracy_that_fedavg_loses_to_two_attackers():
+    accuracy = wfagg_example()
+    clean = accuracy["FedAvg, no attack"]
+    assert clean > 0.9
+    assert accuracy["WFAgg"] >= clean - 0.02
+    assert accuracy["FedAvg"] <= clean - 0.2

@@ -25,6 +25,12 @@ Events
 ``phase-progress``   round, phase, replies, expected
 ``update-rejected``  round, node, evidence
 ``rule-refused``     round, reason
+``incident``         round, node, causes, evidence (by cause), reputation
+``node-quarantined`` round, node, until (last round left out), reputation
+``node-released``    round, node
+``quarantine-refused`` round, node, reason
+``alert``            round, fraction, limit, nodes, response
+``alert-ended``      round, fraction
 ``round-finished``   a :class:`~truststram.result.RoundReport`
 ``adversary``        round, attack, nodes (simulations of attacks)
 ``best-model``       round, metric, value

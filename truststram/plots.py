@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .raster import draw_nodes, inches
 from .result import RunResult, is_lower_better
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ def curves(result: RunResult) -> Path:
     """Draw a run and return the path of the picture.
 
     The upper panel has the metrics over rounds (losses on the right axis if there are
-    both losses and others), the lower one the payload bytes of each round and, if there
-    were any, the rejected replies.
+    both losses and others), the next one the payload bytes of each round and, if there
+    were any, the rejected replies. If nodes were rejected, flagged or in quarantine, a
+    third panel shows which ones and when.
 
     Parameters
     ----------
@@ -33,12 +35,18 @@ def curves(result: RunResult) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 7), layout="constrained")
+    heights = [3.5, 3.5, inches(result)]
+    panels = 3 if heights[2] else 2
+    figure = Figure(figsize=(8, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, sharex=True)
+    ratios = {"height_ratios": heights[:panels]}
+    upper, lower, *third = figure.subplots(panels, 1, sharex=True, gridspec_kw=ratios)
     figure.suptitle(_plain(f"Run {result.id}: {_headline(result)}"))
     _draw_metrics(upper, result)
     _draw_bytes(lower, result)
+    for axes in third:
+        lower.set_xlabel("")
+        draw_nodes(axes, result)
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from .defence import lines, listed
 from .events import Event, follow
 from .result import RoundReport, RunResult
 
-__all__ = ["displayed", "round_line", "size", "summary"]
+__all__ = ["alert_line", "displayed", "round_line", "size", "summary"]
 
 MOST_ROWS = 30
 MOST_METRICS = 6
@@ -49,7 +50,8 @@ def displayed(
 ) -> Iterator[None]:
     """Show what is written to the events in ``path`` while the block runs.
 
-    A terminal gets a bar with the time left, anything else one line for each round.
+    A terminal gets a bar with the time left, anything else one line for each round;
+    both get a line for every alert.
 
     Parameters
     ----------
@@ -76,10 +78,21 @@ def displayed(
 
 
 def _print_rounds(news: Iterable[Event], rounds: int, console: Console) -> None:
+    rejected: dict[str, Sequence[str]] = {}
     for event in news:
-        if event["kind"] == "round-finished":
-            line = round_line(RoundReport.of(event), rounds)
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if line := alert_line(event):
+            _print(console, line)
+        match event["kind"]:
+            case "round-started":
+                rejected = {}
+            case "update-rejected":
+                rejected[event["node"]] = event["evidence"].get("failed", [])
+            case "round-finished":
+                _print(console, round_line(RoundReport.of(event), rounds, rejected))
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_bar(news: Iterable[Event], rounds: int, console: Console) -> None:
@@ -94,6 +107,8 @@ def _show_bar(news: Iterable[Event], rounds: int, console: Console) -> None:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("starting", total=rounds, metrics="")
         for event in news:
+            if line := alert_line(event):
+                _print(bar.console, line)
             bar.update(task, **_change(event))
 
 
@@ -119,8 +134,34 @@ def _metrics(report: RoundReport) -> str:
     return "  ".join(f"{k} {v:.4g}" for k, v in report.metrics.items())
 
 
-def round_line(report: RoundReport, rounds: int) -> str:
-    """Return a finished round as one line of text."""
+def alert_line(event: Event) -> str:
+    """Return an alert, or its end, as one line of text; "" for other events."""
+    match event["kind"]:
+        case "alert":
+            return (
+                f"ALERT in round {event['round']}: {event['fraction']:.0%} of nodes "
+                f"misbehave or are in quarantine (limit {event['limit']:.0%}): "
+                f"{listed(event['nodes'])}; response: {event['response']}"
+            )
+        case "alert-ended":
+            return f"alert ended in round {event['round']} ({event['fraction']:.0%})"
+    return ""
+
+
+def round_line(
+    report: RoundReport, rounds: int, rejected: Mapping[str, Sequence[str]] = {}
+) -> str:
+    """Return a finished round as one line of text.
+
+    Parameters
+    ----------
+    report : RoundReport
+    rounds : int
+        Rounds of the whole run.
+    rejected : mapping
+        Nodes that the rule rejected -> names of the filters that they failed, if known.
+    """
+    named = [f"{n} ({', '.join(f)})" if f else n for n, f in rejected.items()]
     parts = [
         f"round {report.round}/{rounds}",
         _metrics(report),
@@ -128,6 +169,7 @@ def round_line(report: RoundReport, rounds: int) -> str:
         f"down {size(report.bytes_down)}",
         f"replies {report.replies}/{report.cohort}",
         f"rejected {report.rejected}" if report.rejected else "",
+        f"rejected by the rule: {listed(named)}" if named else "",
         f"lost {report.lost}" if report.lost else "",
         "no valid reply: model kept" if report.skipped else "",
         f"{report.seconds:.1f} s",
@@ -198,6 +240,7 @@ def _facts(result: RunResult) -> Iterator[Text]:
     if codes:
         counts = ", ".join(f"{code} {n}" for code, n in sorted(codes.items()))
         yield Text(f"Rejected replies: {counts}")
+    yield from map(Text, lines(result.defence))
     reason = f": {result.reason}" if result.reason else ""
     yield Text(f"Status: {result.status}{reason} ({result.seconds:.1f} s)")
     yield Text(f"Files: {result.dir}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import events
+from .defence import Defence
 from .errors import CheckpointError
 from .events import Event
 
@@ -104,6 +105,9 @@ class RunResult:
         Size of the model and of the federation.
     seconds : float
         Wall time of the last (re)start to its end.
+    defence : dict
+        What was done about nodes that misbehave (:meth:`.defence.Defence.result`);
+        empty if nothing was.
     """
 
     id: str
@@ -117,6 +121,7 @@ class RunResult:
     model_bytes: int
     nodes: int
     seconds: float
+    defence: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -143,7 +148,9 @@ class RunResult:
         end: Event = {}
         best: Event = {}
         rounds: dict[int, RoundReport] = {}
+        defence = Defence()
         for event in log:
+            defence.add(event)
             match event["kind"]:
                 case "run-started":
                     start, end = event, {}
@@ -168,6 +175,7 @@ class RunResult:
             model_bytes=start.get("model_bytes", 0),
             nodes=start.get("nodes", 0),
             seconds=end.get("seconds", 0.0),
+            defence=defence.result(),
         )
 
     def report(self) -> dict[str, Any]:

@@ -152,23 +152,49 @@ class RobustKeys:
     switch: ClassVar[tuple[str, str]] = ("rule", "mean")
     rule: str = _key(
         "mean",
-        "aggregation rule",
+        "how updates become one; mean: trusts every node, the others outvote liars",
         *("mean", "wfagg", "wfagg-paper", "median", "trimmed-mean", "krum"),
         *("multi-krum", "bulyan", "geometric-median", "centered-clipping"),
     )
-    f: int = _key(0, "largest number of malicious clients assumed", low=0)
-    pre: str = _key("none", "pre-aggregation", "none", planned="nnm bucketing")
+    f: int = _key(
+        -1,
+        "malicious nodes among the replies to outvote; -1: 30 % of each round's, "
+        "fewer where the rule allows fewer",
+        low=-1,
+    )
+    pre: str = _key(
+        "none",
+        "mixing before the rule; nnm: each update with its nearest (nodes with "
+        "unlike data), bucketing: random pairs (needs twice the nodes)",
+        *("none", "nnm", "bucketing"),
+    )
 
 
 @dataclass(frozen=True)
 class AnomalyKeys:
     """What happens to nodes that misbehave."""
 
-    switch: ClassVar[tuple[str, bool]] = ("enabled", False)
-    enabled: bool = _key(False, "detect anomalous nodes", planned="true")
-    quarantine: int = _key(0, "rounds a repeat offender is left out", low=0)
+    switch: ClassVar[tuple[str, str]] = ("enabled", "off")
+    enabled: str = _key(
+        "auto",
+        "tell which nodes misbehave; auto: with a robust rule",
+        *("auto", "on", "off"),
+    )
+    quarantine: int = _key(
+        10, "rounds that a repeat offender is left out; 0: never", low=0
+    )
     alert_fraction: float = _key(
-        0.3, "fraction of rejected nodes that raises an alert", low=0, high=1
+        0.3,
+        "an alert is raised above this fraction of nodes that misbehave or are in "
+        "quarantine",
+        low=0,
+        high=1,
+    )
+    response: str = _key(
+        "log",
+        "to an alert; stop: the run, after two alerted rounds in a row, tighten: "
+        "shorten updates while it lasts",
+        *("log", "stop", "tighten"),
     )
 
 

@@ -23,20 +23,24 @@ if TYPE_CHECKING:
     from strategies.adversary.who import (
         refuse_outside_simulation as refuse_outside_simulation,
     )
+    from strategies.anomaly.layer import Anomaly as Anomaly
     from strategies.base import StrategyLayer as StrategyLayer
     from strategies.guard.layer import Guard as Guard
     from strategies.mean.layer import WeightedMean as WeightedMean
     from strategies.robust.layer import Robust as Robust
     from strategies.robust.layer import WFAgg as WFAgg
     from strategies.server_sgd import ServerSGD as ServerSGD
+    from strategies.tail_average import TailAverage as TailAverage
     from strategies.update import delta_mod as delta_mod
 
 _HOMES = {
     "Adversary": "adversary.layer",
+    "Anomaly": "anomaly.layer",
     "Guard": "guard.layer",
     "Robust": "robust.layer",
     "ServerSGD": "server_sgd",
     "StrategyLayer": "base",
+    "TailAverage": "tail_average",
     "WFAgg": "robust.layer",
     "WeightedMean": "mean.layer",
     "backdoor_test": "adversary.mod",
@@ -47,10 +51,12 @@ _HOMES = {
 
 __all__ = [
     "Adversary",
+    "Anomaly",
     "Guard",
     "Robust",
     "ServerSGD",
     "StrategyLayer",
+    "TailAverage",
     "WFAgg",
     "WeightedMean",
     "backdoor_test",

@@ -34,9 +34,10 @@ class Guard(StrategyLayer):
         Any Flower strategy; it sees only valid replies.
     norm_factor : float
         A reply is dropped when its update is longer than this many times the median.
-    clip : float, optional
-        Replaces the relative bound by a fixed one (required under differential
-        privacy, where one client must not decide about another).
+    static : bool
+        Judge every reply by itself: no bound relative to the median norm, no majority
+        of metric names, no cap relative to other clients. Required under differential
+        privacy, where one client must not decide about another; the layer inside clips.
     max_examples : int
         Largest believable number of examples of one client.
     weight_cap : float
@@ -47,7 +48,7 @@ class Guard(StrategyLayer):
     For any content of any reply: ``aggregate_train`` and ``aggregate_evaluate`` do not
     raise because of it, and a dropped reply has no influence on the model. What passes
     has the model's names, dtypes and shapes, finite values, a norm within the bound and
-    an integer weight. Without a static clip the bound is relative: fewer than half
+    an integer weight. Unless ``static`` the bound is relative: fewer than half
     hostile replies cannot move it, and with fewer than three replies in the first
     round there is none. A reply within all bounds may still be malicious: that is the
     business of a robust rule.
@@ -63,13 +64,14 @@ class Guard(StrategyLayer):
         inner: Strategy,
         *,
         norm_factor: float = 10.0,
-        clip: float | None = None,
+        static: bool = False,
         max_examples: int = 10**9,
         weight_cap: float = 10.0,
     ) -> None:
         super().__init__(inner)
         self.max_examples, self.weight_cap = max_examples, weight_cap
-        self._bound = NormBound(norm_factor, clip)
+        self._static = static
+        self._bound = NormBound(norm_factor, math.inf if static else None)
         self._asked: dict[str, set[int]] = {"train": set(), "evaluate": set()}
 
     @property
@@ -104,7 +106,7 @@ class Guard(StrategyLayer):
                 self._drop(server_round, "train", reply, error)
         fit = self._consistent("train", server_round, fit)
         fit = self._bounded(server_round, fit)
-        if not fit:
+        if not fit and not getattr(self.inner, "always_releases", False):
             return None, None
         self._cap_weights(server_round, fit)
         return self.hand_on(server_round, [reply for reply, _ in fit])
@@ -171,6 +173,8 @@ class Guard(StrategyLayer):
         self, phase: str, server_round: int, fit: list[tuple[Message, Checked]]
     ) -> list[tuple[Message, Checked]]:
         """Keep the replies whose metrics have the names that most replies have."""
+        if self._static:
+            return fit
         expected = majority([checked.signature for _, checked in fit])
         kept = []
         for reply, checked in fit:
@@ -194,13 +198,16 @@ class Guard(StrategyLayer):
                 text = f"norm {checked.norm:.4g} is above {bound:.4g}"
                 error = ProtocolError("norm", text)
                 self._drop(server_round, "train", reply, error)
-        self._bound.accept([checked.norm for _, checked in kept])
+        if not self._static:
+            self._bound.accept([checked.norm for _, checked in kept])
         return kept
 
     def _cap_weights(
         self, server_round: int, fit: list[tuple[Message, Checked]]
     ) -> None:
         """Reduce claimed numbers of examples to ``weight_cap`` times the median."""
+        if self._static or not fit:
+            return
         most = int(self.weight_cap * np.median([c.count for _, c in fit]))
         for reply, checked in fit:
             if checked.count > most:

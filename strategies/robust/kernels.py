@@ -233,6 +233,7 @@ def _mixed_distances(mixture: Mixture) -> Doubles:
     if mixture.distances is None:
         mixture.distances = squared_distances(mixture.rows)
     products = mixture.mixing @ mixture.distances @ mixture.mixing.T
+    products = (products + products.T) / 2  # ties must not depend on rounding
     own = products.diagonal() / 2
     distances: Doubles = np.maximum(products - own[:, None] - own, 0)
     np.fill_diagonal(distances, 0)

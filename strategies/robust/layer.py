@@ -1,11 +1,12 @@
 """Server half of the robust rules (there is no client half).
 
-``WFAgg(f=2)`` in any Flower app replaces FedAvg; ``Robust(rule)`` does the same for any
+``WFAgg()`` in any Flower app replaces FedAvg; ``Robust(rule)`` does the same for any
 rule of this folder, around any server optimizer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..base import (
 from ..server_sgd import ServerSGD
 from ..update import blank_update, read_delta
 from .make import make_rule
-from .rule import Decision, Rule
+from .rule import AUTO, AUTO_PERCENT, Decision, Rule, assume
 
 __all__ = ["Robust", "WFAgg"]
 
@@ -37,33 +38,44 @@ class Robust(StrategyLayer):
         Such as ``make_rule("krum", f=2)``.
     inner : Strategy, optional
         Server optimizer: any Flower strategy. Default: :class:`ServerSGD`.
+    auto_f : bool
+        Set ``rule.f`` anew in every round: 30 % of the replies, rounded down, and less
+        where the rule's precondition allows less (:func:`~.rule.assume`).
 
     Guarantees
     ----------
     Those of the rule, for at most ``rule.f`` malicious clients among those that
-    replied. If the rule's precondition does not hold for the number of replies, or it
-    rejects everybody, the model is kept and an event says why. Clients count equally,
-    whatever number of examples they claim.
+    replied; with ``auto_f`` that number is an event, and 0 (no guarantee) if the
+    replies are too few to outvote anybody. If the rule's precondition does not hold for
+    the number of replies, or it rejects everybody, the model is kept and an event says
+    why. Clients count equally, whatever number of examples they claim.
 
     Events
     ------
-    ``update-rejected`` (round, node, evidence), ``rule-refused`` (round, reason).
+    ``update-rejected`` (round, node, evidence), ``rule-refused`` (round, reason);
+    ``assumed-f`` (round, replies, f): with ``auto_f``, whenever f is another than in
+    the round before.
     """
 
     reduces = True
     needs_plaintext = True
     linear = False
 
-    def __init__(self, rule: Rule, inner: Strategy | None = None) -> None:
+    def __init__(
+        self, rule: Rule, inner: Strategy | None = None, *, auto_f: bool = False
+    ) -> None:
         super().__init__(inner or ServerSGD())
-        self.rule = rule
+        self.rule, self.auto_f = rule, auto_f
+        self._assumed: int | None = None  # f of the last round, if it is automatic
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Reduce the replies; without a usable result the model stays as it is."""
         valid = [reply for reply in replies if reply.has_content()]
-        reason = self.rule.refusal(len(valid)) if valid else "no valid reply"
+        reason = self.refusal(len(valid)) if valid else "no valid reply"
+        if valid and self.auto_f:
+            self._tell_f(server_round, len(valid))
         if reason:
             self.emit("rule-refused", round=server_round, reason=reason)
             return None, None
@@ -80,6 +92,12 @@ class Robust(StrategyLayer):
         values[:] = decision.update
         reply = synthetic_reply(valid[0], update, metrics, sum(counts))
         return self.hand_on(server_round, [reply])
+
+    def refusal(self, replies: int) -> str | None:
+        """Return why the rule cannot be used on so few replies, or None if it can."""
+        if self.auto_f:
+            assume(self.rule, replies)
+        return self.rule.refusal(replies)
 
     def _decide(self, replies: list[Message], names: list[str]) -> Decision:
         rows = [
@@ -100,17 +118,25 @@ class Robust(StrategyLayer):
                 evidence={k: _rounded(v) for k, v in evidence.items()},
             )
 
+    def _tell_f(self, server_round: int, replies: int) -> None:
+        """Say which f this round has if the last one had another."""
+        if self.rule.f != self._assumed:
+            self._assumed = self.rule.f
+            self.emit("assumed-f", round=server_round, replies=replies, f=self.rule.f)
+
     def describe(self) -> str:
-        """Return the rule and its f."""
-        return f"{type(self).__name__}: {type(self.rule).__name__}, f = {self.rule.f}"
+        """Return the rule, what comes before it, and its f."""
+        f = f"auto ({AUTO_PERCENT} %)" if self.auto_f else str(self.rule.f)
+        return f"{type(self).__name__}: {_title(self.rule)}, f = {f}"
 
     def state(self) -> dict[str, Any]:
-        """Return the rule's memory."""
-        return self.rule.state()
+        """Return the rule's memory and the last round's automatic f."""
+        return {"rule": self.rule.state(), "assumed": self._assumed}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the rule's memory."""
-        self.rule.load_state(state)
+        """Restore both."""
+        self.rule.load_state(state["rule"])
+        self._assumed = state["assumed"]
 
 
 class WFAgg(Robust):
@@ -121,21 +147,35 @@ class WFAgg(Robust):
     inner : Strategy, optional
         Server optimizer; default :class:`ServerSGD`.
     f : int
-        Largest number of malicious clients assumed.
+        Largest number of malicious clients assumed; -1: 30 % of the replies of each
+        round, rounded down.
     **options
         ``c``, ``h``, ``ema``, ``max_bytes`` of the rule.
 
     Examples
     --------
-    >>> WFAgg(f=2).rule.f
-    2
+    >>> WFAgg(f=2).describe()
+    'WFAgg: WFAgg, f = 2'
+    >>> WFAgg().describe()
+    'WFAgg: WFAgg, f = auto (30 %)'
     """
 
     def __init__(
-        self, inner: Strategy | None = None, *, f: int, **options: Any
+        self, inner: Strategy | None = None, *, f: int = AUTO, **options: Any
     ) -> None:
-        super().__init__(make_rule("wfagg", f, **options), inner)
+        auto = f == AUTO
+        rule = make_rule("wfagg", 0 if auto else f, **options)
+        super().__init__(rule, inner, auto_f=auto)
+
+
+def _title(rule: Rule) -> str:
+    """Return the name of a rule, such as "Krum" or "Krum after NNM"."""
+    name, before = type(rule).__name__, getattr(rule, "rule", None)
+    return f"{_title(before)} after {name}" if before is not None else name
 
 
 def _rounded(value: Any) -> Any:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    """Return a value for an event, which has no NaN and no infinity: None there."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None

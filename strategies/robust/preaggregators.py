@@ -56,7 +56,23 @@ def bucket_mixing(k: int, s: int, rng: np.random.Generator) -> Doubles:
     return mixing
 
 
-class NNM:
+class _Before:
+    """What both have in common: a rule, whose f is theirs."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+
+    @property
+    def f(self) -> int:
+        """Malicious rows assumed, the rule's own."""
+        return self.rule.f
+
+    @f.setter
+    def f(self, value: int) -> None:
+        self.rule.f = value
+
+
+class NNM(_Before):
     """A rule on nearest-neighbour means; the number of rows stays.
 
     Shares are those of the original rows. Evidence i is what the rule says of the mean
@@ -67,9 +83,6 @@ class NNM:
     rule : Rule
         With its f, which is also that of the mixing.
     """
-
-    def __init__(self, rule: Rule) -> None:
-        self.rule, self.f = rule, rule.f
 
     def refusal(self, k: int) -> str | None:
         """Return why the rule cannot be used, or ``k`` rows are too few to mix."""
@@ -95,7 +108,7 @@ class NNM:
         self.rule.load_state(state)
 
 
-class Bucketing:
+class Bucketing(_Before):
     """A rule on the means of random buckets of ``s`` rows, new ones every round.
 
     f malicious rows spoil up to f buckets, so the rule must bear f of ceil(K / s).
@@ -107,7 +120,8 @@ class Bucketing:
     rule : Rule
         Without memory of single clients: buckets have no history.
     rng : numpy Generator
-        Orders the rows.
+        Orders the rows. It goes on from round to round; :meth:`state` holds where it
+        is, so that a round that runs again after a restart has the same buckets.
     s : int
         Rows a bucket.
     """
@@ -115,7 +129,8 @@ class Bucketing:
     def __init__(self, rule: Rule, rng: np.random.Generator, s: int = 2) -> None:
         if s < 1:
             raise ValueError(f"Expected s={s} >= 1.")
-        self.rule, self.f, self.rng, self.s = rule, rule.f, rng, s
+        super().__init__(rule)
+        self.rng, self.s = rng, s
 
     def refusal(self, k: int) -> str | None:
         """Return why the rule cannot be used on the buckets of ``k`` rows."""

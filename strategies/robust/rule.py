@@ -10,7 +10,11 @@ import numpy as np
 
 from .kernels import Doubles, Floats, Rows
 
-__all__ = ["Decision", "Rule", "equal_shares"]
+__all__ = ["AUTO", "AUTO_PERCENT", "Decision", "Rule", "assume", "equal_shares"]
+
+# In place of a number of malicious clients: AUTO_PERCENT of the replies of each round.
+AUTO = -1
+AUTO_PERCENT = 30
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Rule(Protocol):
     Attributes
     ----------
     f : int
-        Largest number of malicious rows assumed.
+        Largest number of malicious rows assumed; may be changed between rounds.
     """
 
     f: int
@@ -86,3 +90,16 @@ class Rule(Protocol):
 def equal_shares(k: int) -> Doubles:
     """Return ``k`` equal shares."""
     return np.full(k, 1.0 / k)
+
+
+def assume(rule: Rule, k: int) -> int:
+    """Set ``rule.f`` for ``k`` rows and return it.
+
+    It is :data:`AUTO_PERCENT` of ``k``, rounded down, lowered until the rule's
+    precondition holds. 0 if that is what is left, also where the rule refuses even
+    that.
+    """
+    rule.f = AUTO_PERCENT * k // 100
+    while rule.f > 0 and rule.refusal(k) is not None:
+        rule.f -= 1
+    return rule.f

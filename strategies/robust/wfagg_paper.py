@@ -40,6 +40,8 @@ __all__ = ["WFAggPaper"]
 
 FILTERS = ("distance", "cosine", "temporal")
 TAU = (0.4, 0.4, 0.2)
+# In place of an inner product beyond float32: such an update is far from every other.
+HUGE = 1e100
 
 
 class WFAggPaper:
@@ -84,16 +86,19 @@ class WFAggPaper:
 
     def refusal(self, k: int) -> str | None:
         """Return why ``k`` rows are too few: D and C must keep at least one."""
-        if k >= self.f + 2:
+        if k >= max(2 * self.f + 1, self.f + 2):
             return None
-        return f"wfagg-paper keeps K - f - 1 updates and got K = {k} with f = {self.f}"
+        return (
+            f"wfagg-paper keeps K - f - 1 updates and needs an honest majority: got "
+            f"K = {k} with f = {self.f}"
+        )
 
     def __call__(self, rows: Rows, names: Sequence[str]) -> Decision:
         """Aggregate one round; see :class:`strategies.robust.rule.Rule`."""
         reason = self.refusal(len(rows)) if len(rows) else "no updates"
         if reason:
             raise ValueError(reason)
-        with one_blas_thread():
+        with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
             measured = self._measure(rows, names)
         k = len(rows)
         changes = np.stack([measured["change"], measured["change-cosine"]], axis=1)
@@ -117,7 +122,7 @@ class WFAggPaper:
                 "failed": [
                     n for n, no in zip(FILTERS, failed[:, i], strict=True) if no
                 ],
-                **{name: float(values[i]) for name, values in measured.items()},
+                **{name: _number(values[i]) for name, values in measured.items()},
             }
             for i in range(k)
         ]
@@ -162,9 +167,11 @@ class WFAggPaper:
             mm += float(np.dot(m, m))
             if base is not None:
                 bm += float(np.dot(base[block], m))
-        found = self._statistics(
-            names, base, step, known, (xx, xm, xp, pc, along, mm, bm)
-        )
+        products = [
+            np.nan_to_num(p, nan=HUGE, posinf=HUGE, neginf=-HUGE)
+            for p in (xx, xm, xp, pc, along, mm, bm)
+        ]
+        found = self._statistics(names, base, step, known, products)
         self._last_base = None if base is None else base.copy()
         self._past = {n: self._past[n] for n in self._clients.names}
         self._steadiness.forget_all_but(self._clients.names)
@@ -184,7 +191,7 @@ class WFAggPaper:
         base: Floats | None,
         step: Floats | None,
         known: NDArray[np.bool_],
-        products: tuple[Any, ...],
+        products: Sequence[Any],
     ) -> dict[str, Doubles]:
         """Turn inner products into distances and cosine distances, (K,) each."""
         xx, xm, xp, pc, along, mm, bm = products
@@ -246,6 +253,10 @@ def _angle(square: Doubles, size: Doubles, grown: Doubles) -> Doubles:
     angle: Doubles = np.ones_like(u)
     np.divide(turn, 2 * product, where=product > 0, out=angle)
     return angle
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _smallest(values: Doubles, count: int) -> NDArray[np.bool_]:

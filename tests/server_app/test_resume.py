@@ -121,14 +121,14 @@ POINTS = {
 }
 
 
-def killed(folder, run_id, plant):
+def killed(folder, run_id, plant, changes=CHANGES, nodes=5):
     """Run in a fork that kills itself; return when it is dead."""
     register_task("tiny", TinyTask)
     pid = os.fork()
     if pid == 0:
         try:
             plant()
-            run_local(job(folder, run_id, CHANGES), 5)
+            run_local(job(folder, run_id, changes), nodes)
         finally:
             os._exit(0)  # not reached if the plant worked
     end = time.monotonic() + 30
@@ -210,6 +210,28 @@ def test_the_memory_of_a_robust_rule_is_resumed(tmp_path):
     run(tmp_path, "whole", robust)
     run(tmp_path, "parts", {**robust, "train.rounds": 3})
     run(tmp_path, "parts", {**robust, "run.resume": "parts"})
+    assert model_bytes(tmp_path, "parts") == model_bytes(tmp_path, "whole")
+
+
+@pytest.mark.parametrize("point", [after_aggregate, between_record_and_event])
+def test_reputations_and_quarantines_are_resumed(tmp_path, monkeypatch, point):
+    """Killed while one node is in quarantine: nothing is told twice or forgotten."""
+    monkeypatch.setattr("strategies.anomaly.standing.PRIOR", 0.5)  # a bad round or two
+    watched = {
+        "server.momentum": 0.5,
+        "round.min-nodes": 10,
+        "robust.rule": "wfagg",
+        "robust.f": 2,
+        "anomaly.quarantine": 2,
+        "adversary.kind": "sign-flip",
+        "adversary.fraction": 0.2,
+        "adversary.strength": 4.0,
+    }
+    whole = run(tmp_path, "whole", watched, nodes=10)
+    killed(tmp_path, "parts", point, watched, nodes=10)
+    parts = run(tmp_path, "parts", {**watched, "run.resume": "parts"}, nodes=10)
+    assert whole.defence["quarantined"]
+    assert parts.defence == whole.defence
     assert model_bytes(tmp_path, "parts") == model_bytes(tmp_path, "whole")
 
 

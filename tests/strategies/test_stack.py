@@ -6,10 +6,12 @@ import pytest
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedYogi
 
 from strategies import stack
+from strategies.anomaly.layer import Anomaly
 from strategies.base import StrategyLayer, walk
 from strategies.guard.layer import Guard
 from strategies.mean.layer import WeightedMean
 from strategies.robust.layer import Robust
+from strategies.robust.make import RULES
 from strategies.server_sgd import ServerSGD
 from strategies.update import delta_mod
 from truststram.errors import ConfigError
@@ -59,11 +61,82 @@ def test_every_layer_of_the_table_is_a_layer_or_a_mod():
 @pytest.mark.parametrize("rule", ["wfagg", "wfagg-paper"])
 def test_a_robust_rule_takes_the_place_of_the_mean(rule):
     job = Job.of({"robust.rule": rule, "robust.f": 2, "round.min-nodes": 5})
-    guard, robust, sgd = walk(stack.build(job))
+    anomaly, guard, robust, sgd = walk(stack.build(job))
+    assert isinstance(anomaly, Anomaly)
     assert isinstance(guard, Guard)
     assert isinstance(robust, Robust)
     assert isinstance(sgd, ServerSGD)
     assert robust.rule.f == 2
+
+
+def test_nodes_are_watched_with_a_robust_rule_or_on_request():
+    def watched(**changes):
+        stack_of = stack.build(Job.of(changes))
+        return [x for x in walk(stack_of) if isinstance(x, Anomaly)]
+
+    assert watched() == []
+    assert watched(**{"robust.rule": "wfagg", "anomaly.enabled": "off"}) == []
+    [default] = watched(**{"robust.rule": "wfagg"})
+    assert (default.quarantine, default.alert.limit) == (10, 0.3)
+    assert (default.response, default.verdicts) == ("log", True)
+    settings = {"quarantine": 3, "alert-fraction": 0.5, "response": "tighten"}
+    changes = {f"anomaly.{key}": value for key, value in settings.items()}
+    [given] = watched(**{"anomaly.enabled": "on"}, **changes)
+    assert (given.quarantine, given.alert.limit) == (3, 0.5)
+    assert given.response == "tighten"
+
+
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"wfagg"}))
+def test_rejections_by_rules_that_always_reject_are_no_verdicts(rule):
+    job = Job.of({"robust.rule": rule, "round.min-nodes": 20})
+    [anomaly] = [x for x in walk(stack.build(job)) if isinstance(x, Anomaly)]
+    assert not anomaly.verdicts
+
+
+@pytest.mark.parametrize("pre", ["nnm", "bucketing"])
+def test_what_comes_before_a_rule(pre):
+    changes = {"robust.pre": pre, "robust.f": 2, "round.min-nodes": 9}
+    build = [
+        stack.build(Job.of({"robust.rule": "median", "run.seed": seed, **changes}))
+        for seed in (1, 1, 2)
+    ]
+    rules = [
+        layer.rule for s in build for layer in walk(s) if isinstance(layer, Robust)
+    ]
+    assert [type(rule).__name__.lower() for rule in rules] == [pre] * 3
+    assert {rule.f for rule in rules} == {2}
+    one, same, other = (rule.state() for rule in rules)
+    assert one == same
+    assert (one == other) == (pre == "nnm")
+
+
+def test_f_is_automatic_by_default_and_never_too_large_for_the_smallest_cohort():
+    for rule in RULES:
+        job = Job.of({"robust.rule": rule, "round.min-nodes": 1})
+        (robust,) = (x for x in walk(stack.build(job)) if isinstance(x, Robust))
+        assert robust.auto_f
+    job = Job.of({"robust.rule": "median", "robust.f": 0})
+    (robust,) = (x for x in walk(stack.build(job)) if isinstance(x, Robust))
+    assert (robust.auto_f, robust.rule.f) == (False, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "least"),
+    [
+        ({"robust.rule": "median"}, 5),
+        ({"robust.rule": "krum"}, 7),
+        ({"robust.rule": "bulyan"}, 11),
+        ({"robust.rule": "median", "robust.pre": "nnm"}, 5),
+        ({"robust.rule": "median", "robust.pre": "bucketing"}, 9),
+        ({"robust.rule": "krum", "robust.pre": "bucketing"}, 13),
+        ({"robust.rule": "median", "round.fraction": 0.5}, 10),
+    ],
+)
+def test_the_smallest_cohort_must_outvote_f(changes, least):
+    job = Job.of({"robust.f": 2, "round.min-nodes": least, **changes})
+    stack.check(job)
+    with pytest.raises(ConfigError, match="more attackers than it can outvote"):
+        stack.check(job.replace({"round.min-nodes": least - 1}))
 
 
 def test_the_adversary_is_outermost():
@@ -73,10 +146,17 @@ def test_the_adversary_is_outermost():
 
 
 REFUSED = {
+    "anomaly settings with": {"anomaly.quarantine": 3},
     "server.momentum with": {"server.optimizer": "adam", "server.momentum": 0.9},
     "natural-id without": {"data.partitioner": "natural-id"},
     "adversary.kind without": {"adversary.kind": "noise"},
     "robust.rule with": {"robust.rule": "wfagg", "robust.f": 1, "round.min-nodes": 2},
+    "robust.pre with": {"robust.rule": "wfagg", "robust.f": 1, "robust.pre": "nnm"},
+    "robust.pre = nnm with": {
+        "robust.rule": "median",
+        "robust.f": 0,
+        "robust.pre": "nnm",
+    },
 }
 
 
@@ -86,6 +166,15 @@ def test_unsound_combinations_are_refused_with_reason_and_alternative(what):
         stack.build(Job.of(REFUSED[what]))
     assert "is refused: " in str(error.value)
     assert "Instead: " in str(error.value)
+
+
+@pytest.mark.parametrize("rule", ["wfagg", "wfagg-paper"])
+@pytest.mark.parametrize("pre", ["nnm", "bucketing"])
+def test_rules_of_single_clients_see_single_clients(rule, pre):
+    with pytest.raises(ConfigError) as error:
+        stack.check(Job.of({"robust.rule": rule, "robust.pre": pre}))
+    assert str(error.value).count("\n") == 0
+    assert "its own past" in str(error.value)
 
 
 def test_every_refusal_has_a_test():

@@ -115,7 +115,7 @@ def test_resume_is_a_key(ran):
 
 def test_all_mistakes_are_told_at_once(ran):
     done = truststram(
-        *("run", "-c", "train.rounds=many", "-c", "anomaly.enabled=maybe"),
+        *("run", "-c", "train.rounds=many", "-c", "compression.error-feedback=maybe"),
         *("-c", "train.lr=fast", "-c", "nonsense", "-c", "train.round=3"),
         *("-c", "train.batch-size=0"),
     )
@@ -124,7 +124,7 @@ def test_all_mistakes_are_told_at_once(ran):
     lines = done.stderr.splitlines()
     assert lines == [
         "train.rounds = many: expected a whole number.",
-        "anomaly.enabled = maybe: expected true or false.",
+        "compression.error-feedback = maybe: expected true or false.",
         "train.lr = fast: expected a number.",
         "-c nonsense: expected KEY=VALUE.",
         "Unknown key train.round. Did you mean train.rounds?",
@@ -298,6 +298,39 @@ def test_a_round_as_a_line():
         "round 3/20  accuracy 0.5123  up 1.2 kB  down 0 B  replies 8/10  rejected 1  "
         "lost 1  2.0 s"
     )
+
+
+def test_a_round_line_names_whom_the_rule_rejected_and_why():
+    rejected = {"3": ["distance", "cosine"], "7": []}
+    line = round_line(RoundReport(3, cohort=10, replies=10), 20, rejected)
+    assert "  rejected by the rule: 3 (distance, cosine), 7  " in line
+    many = round_line(RoundReport(3), 20, {str(i): [] for i in range(10)})
+    assert "rejected by the rule: 0, 1, 2, 3, 4, 5, and 4 more" in many
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_shows_alerts_when_they_happen(tmp_path, terminal):
+    path = tmp_path / "events.jsonl"
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
+    log = events.EventLog(path)
+    with displayed(path, 2, console):
+        alert = {"fraction": 0.4, "limit": 0.3, "nodes": ["1", "[2]"]}
+        for number in (1, 2):
+            log.append("round-started", round=number, cohort=["1", "[2]"])
+            if number == 1:
+                evidence = {"failed": ["change"]}
+                log.append("update-rejected", round=1, node="1", evidence=evidence)
+                log.append("alert", round=1, response="log", **alert)
+            else:
+                log.append("alert-ended", round=2, fraction=0.1)
+            log.append("round-finished", **asdict(RoundReport(number)))
+        time.sleep(0.3)
+    log.close()
+    text = console.file.getvalue()
+    assert "ALERT in round 1: 40% of nodes misbehave" in text
+    assert "1, [2]; response: log" in text
+    assert "alert ended in round 2 (10%)" in text
+    assert terminal or text.count("rejected by the rule: 1 (change)") == 1
 
 
 @pytest.mark.parametrize("terminal", [False, True])

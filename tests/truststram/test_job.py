@@ -94,7 +94,7 @@ def test_sections_are_checked_too():
 @pytest.mark.parametrize(
     ("key", "value"),
     [(k.name, v) for k in keys() for v in k.planned if v not in ("*", "true")]
-    + [("anomaly.enabled", True), ("tff.plan", "job.tffplan")],
+    + [("tff.plan", "job.tffplan")],
 )
 def test_what_is_not_built_yet_is_refused_by_name(key, value):
     with pytest.raises(ConfigError, match="not available in this version") as error:
@@ -110,10 +110,16 @@ def test_what_is_not_built_yet_is_refused_by_name(key, value):
         ("secure.group-size", 3, "secure.scheme"),
         ("compression.ratio", 0.5, "compression.codec"),
         ("adversary.fraction", 0.2, "adversary.kind"),
-        ("anomaly.quarantine", 3, "anomaly.enabled"),
     ],
 )
 def test_a_setting_without_its_switch_is_refused(key, value, switch):
     with pytest.raises(ConfigError, match="has no effect") as error:
         Job.of({key: value})
     assert switch in str(error.value)
+
+
+def test_a_setting_of_what_is_switched_off_is_refused():
+    off = {"anomaly.enabled": "off"}
+    assert Job.of(off).anomaly.quarantine == 10
+    with pytest.raises(ConfigError, match=r"no effect while anomaly\.enabled is off"):
+        Job.of({**off, "anomaly.quarantine": 3})

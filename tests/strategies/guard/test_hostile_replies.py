@@ -199,14 +199,34 @@ def test_claimed_examples_count_at_most_ten_times_the_median():
     np.testing.assert_allclose(weights(arrays), expected, rtol=1e-6)
 
 
-def test_static_clip_replaces_the_relative_bound():
+def test_a_static_guard_judges_every_reply_by_itself():
+    """Under differential privacy no client may decide what becomes of another."""
     case = Round(FedAvg())
-    norm = 1.05 * np.sqrt(17)
-    case.strategy = guard = Guard(FedAvg(), clip=norm)
+    case.strategy = guard = Guard(FedAvg(), static=True)
     guard.emit = lambda kind, **data: case.events.append((kind, data))
     case.messages = list(guard.configure_train(1, case.model, config(), case.grid))
-    guard.aggregate_train(1, case.replies())
-    assert case.codes == ["norm"] * 4  # steps 1.06 to 1.09
+    replies = case.replies(reply_content(plus(case.model, 1e4), num_examples=10**8))
+    name = next(iter(replies[0].content.metric_records))
+    replies[0].content[name]["another-metric"] = 1.0
+    seen = []
+    guard.inner.aggregate_train = lambda r, found: (seen.extend(found), (None, None))[1]
+    guard.aggregate_train(1, replies)
+    assert len(seen) == NODES
+    assert case.events == []
+    assert guard.state() == {"medians": []}
+
+
+@pytest.mark.parametrize("releases", [False, True])
+def test_a_layer_that_always_releases_is_called_without_replies(releases):
+    case = Round(FedAvg())
+    calls = []
+    case.strategy.inner.aggregate_train = lambda r, found: (
+        calls.append(list(found)),
+        (None, None),
+    )[1]
+    case.strategy.inner.always_releases = releases
+    case.strategy.aggregate_train(1, [])
+    assert calls == ([[]] if releases else [])
 
 
 def test_norm_bound_uses_history_when_few_reply():

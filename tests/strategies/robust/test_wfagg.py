@@ -217,7 +217,7 @@ def test_state_survives_a_record(make):
 
 @pytest.mark.parametrize(
     ("rule", "enough"),
-    [(WFAgg(3), 7), (WFAgg(0), 1), (WFAggPaper(3), 5)],
+    [(WFAgg(3), 7), (WFAgg(0), 1), (WFAggPaper(3), 7)],
     ids=["wfagg", "wfagg, nobody malicious", "paper"],
 )
 def test_too_few_updates_are_refused_with_the_numbers(rule, enough):

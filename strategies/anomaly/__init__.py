@@ -1,0 +1,1 @@
+"""Anomaly: nodes that misbehave again and again are noticed, told and left out."""
