@@ -25,7 +25,7 @@ from benchmarks._robust_pool import Task, run, take_folder
 from benchmarks._robust_table import APART, Table
 
 # Fresh: no constant was chosen on them. Development has seeds 0 and 1 and `validation`.
-SEEDS, SEEDS_QUICK = (300, 301, 302), (0,)
+SEEDS, SEEDS_QUICK = (320, 321, 322), (0,)
 ALPHAS = (None, 0.5, 0.3)
 # Points by which the worst case must exceed the best peer's.
 GAINS = {

@@ -15,6 +15,8 @@ of three filters (distance, cosine, change over time), weighted 0.4, 0.4, 0.2.
 - The centre is the trimmed mean of nearest-neighbour mixed, normalised updates (NNM:
   Allouah et al., "Fixing by Mixing", AISTATS 2023) instead of the median, which fails
   when clients differ.
+- The distance is that of the update shortened to the median norm: clients with more, or
+  other, data send longer updates. Only :data:`LONG` times the median is far by itself.
 - Updates are clipped to the median norm, and weighted by their agreement with the
   centre, ``((1 + cos) / 2) ** h``.
 
@@ -23,9 +25,10 @@ Mathematics (K rows, shape (d,))
 ``E_j <- b^g E_j + (1 - b) U_j``, bias-corrected; g is the number of rounds since the
 client was last seen. ``n_j = |E_j|``, ``s = median n``.
 ``m = CWTM_f(NNM_f(s E / n))``.
-D: ``|E_j - m|``; C: ``1 - cos(E_j, m)``; T: ``1 - cos(E_j, E_j before)`` and
-``|E_j - E_j before|``. A gate passes ``x <= median(x) + c * 1.4826 * MAD(x)``; for D
-and C the bound is wider for a client with a shorter history than the median one.
+D: ``|min(1, s / n_j) E_j - m|``, and ``|U_j| <= 8 median |U|``; C: ``1 - cos(E_j, m)``;
+T: ``1 - cos(E_j, E_j before)`` and ``|E_j - E_j before|``. A gate passes ``x <=
+median(x) + c * 1.4826 * MAD(x)``; for D and C the bound is wider for a client with a
+shorter history than the median one.
 ``w_j = [at least two pass] (0.4 D + 0.4 C + 0.2 T) ((1 + cos(E_j, m)) / 2)^h``.
 ``update = sum w_j U_j min(1, median|U| / |U_j|) / sum w_j``.
 """
@@ -51,6 +54,7 @@ __all__ = ["WFAgg"]
 # What is measured, and the filter that it belongs to.
 FILTERS = {
     "distance": "distance",
+    "norm": "distance",
     "cosine": "cosine",
     "change-cosine": "temporal",
     "change-distance": "temporal",
@@ -58,6 +62,8 @@ FILTERS = {
 TAU = (0.4, 0.4, 0.2)
 # A median absolute deviation of a normal variable times this is its standard deviation.
 MAD_TO_SIGMA = 1.4826
+# An update so many times as long as the median one is far, whatever its direction.
+LONG = 8.0
 # Spreads below these parts of the scale are rounding, not disagreement.
 FLAT = {"distance": 1e-3, "cosine": 1e-6}
 
@@ -127,25 +133,13 @@ class WFAgg:
             seen, mixing * (scale * unit * seen.correction), self.f
         )
         along = along * seen.correction
-        found = self._statistics(seen, along, centre, unit)
+        found = _statistics(seen, along, centre, unit, scale)
         filters = self._filters(found, scale, seen.variance)
         keep, votes = filters.sum(axis=0) >= 2, np.array(TAU) @ filters
         agreement = (1 + along * unit / max(np.sqrt(centre), 1e-300)) / 2
         weights = keep * votes * np.clip(agreement, 0, 1) ** self.h
         decision = self._decision(rows, seen.update_norms, weights)
         return replace(decision, evidence=_evidence(found))
-
-    def _statistics(
-        self, seen: Seen, along: Doubles, centre: float, unit: Doubles
-    ) -> dict[str, Doubles]:
-        """Return what the gates judge; NaN where there is no history."""
-        square = seen.norms**2 - 2 * along + centre
-        return {
-            "distance": np.sqrt(np.maximum(square, 0)),
-            "cosine": 1 - along * unit / max(np.sqrt(centre), 1e-300),
-            "change-cosine": seen.change_cosines,
-            "change-distance": seen.change_distances,
-        }
 
     def _filters(
         self, statistics: dict[str, Doubles], scale: float, variance: Doubles
@@ -156,17 +150,20 @@ class WFAgg:
         a noisier average: its distance may be larger by the ratio of the deviations,
         its cosine distance by that of the variances.
         """
-        passed = {}
+        norms = statistics["norm"]
+        statistics["norm-limit"] = np.full_like(norms, LONG * np.median(norms))
+        passed = {"norm": norms <= statistics["norm-limit"]}
         noisier = np.maximum(variance / np.median(variance), 1.0)
         allowance = {"distance": np.sqrt(noisier), "cosine": noisier}
-        for name in list(statistics):
+        for name in FILTERS.keys() - passed:
             flat = FLAT["cosine"] if "cosine" in name else FLAT["distance"] * scale
             limit = _gate(statistics[name], self.c, flat) * allowance.get(name, 1.0)
             statistics[f"{name}-limit"] = np.broadcast_to(limit, noisier.shape)
             with np.errstate(invalid="ignore"):  # NaN is no vote
                 passed[name] = statistics[name] <= limit
         temporal = passed["change-cosine"] & passed["change-distance"]
-        return np.stack([passed["distance"], passed["cosine"], temporal])
+        near = passed["distance"] & passed["norm"]
+        return np.stack([near, passed["cosine"], temporal])
 
     def _decision(self, rows: Rows, norms: Doubles, weights: Doubles) -> Decision:
         total = float(weights.sum())
@@ -184,6 +181,21 @@ class WFAgg:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore the clients' histories."""
         self._history.load_state(state)
+
+
+def _statistics(
+    seen: Seen, along: Doubles, centre: float, unit: Doubles, scale: float
+) -> dict[str, Doubles]:
+    """Return what the gates judge, (K,) each; NaN where there is no history."""
+    norms = np.minimum(seen.norms, scale)
+    square = norms**2 - 2 * norms * unit * along + centre
+    return {
+        "norm": seen.update_norms,
+        "distance": np.sqrt(np.maximum(square, 0)),
+        "cosine": 1 - along * unit / max(np.sqrt(centre), 1e-300),
+        "change-cosine": seen.change_cosines,
+        "change-distance": seen.change_distances,
+    }
 
 
 def _evidence(statistics: dict[str, Doubles]) -> list[dict[str, Any]]:

@@ -71,7 +71,10 @@ def wfagg(
     scale = np.median(norms)
     units = np.array([scale * e / n for e, n in zip(seen, norms, strict=True)])
     centre = trimmed_mean(nnm(units, f), f)
-    far = [np.linalg.norm(e - centre) for e in seen]
+    far = [
+        np.linalg.norm(e * min(1.0, scale / n) - centre)
+        for e, n in zip(seen, norms, strict=True)
+    ]
     angle = [1 - cosine(e, centre) for e in seen]
     turn = [
         1 - cosine(e, previous[n]) if n in previous else None
@@ -83,7 +86,13 @@ def wfagg(
     ]
     variance = np.array([squares[n] / weight[n] ** 2 for n in names])
     wider = np.maximum(variance / np.median(variance), 1)
-    distance = gate(far, c, 1e-3 * scale, np.sqrt(wider))
+    lengths = [np.linalg.norm(u) for u in current]
+    distance = [
+        near and length <= 8 * np.median(lengths)
+        for near, length in zip(
+            gate(far, c, 1e-3 * scale, np.sqrt(wider)), lengths, strict=True
+        )
+    ]
     direction = gate(angle, c, 1e-6, wider)
     change = [
         a and b

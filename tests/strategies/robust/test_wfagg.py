@@ -39,6 +39,34 @@ def doubles(history):
     return [{n: v.astype(np.float64) for n, v in r.items()} for r in history]
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_wfagg_equals_the_oracle_on_updates_of_unequal_length(seed):
+    lengths = np.exp(np.random.default_rng(seed).normal(size=12))
+    lengths[7] = 20.0
+    history = [
+        {
+            n: (x * v).astype(np.float32)
+            for x, (n, v) in zip(lengths, r.items(), strict=True)
+        }
+        for r in rounds(seed, 4, spread=0.7)
+    ]
+    decision = play(WFAgg(3), history)
+    update, shares = oracle.wfagg(doubles(history), 3)
+    np.testing.assert_allclose(decision.shares, shares, atol=1e-5)
+    np.testing.assert_allclose(decision.update, update, atol=1e-5)
+    assert "distance" in decision.evidence[7]["failed"]
+
+
+def test_a_long_update_in_an_honest_direction_counts():
+    """Clients with more data send longer updates; eight times as long is far."""
+    history = rounds(5, 6, spread=0.3)
+    for factor, far in ((4, False), (12, True)):
+        scaled = [dict(r, n3=np.float32(factor) * r["n3"]) for r in history]
+        decision = play(WFAgg(2), scaled)
+        assert ("distance" in decision.evidence[3]["failed"]) is far
+        assert (decision.shares[3] > 0) is not far
+
+
 @pytest.mark.parametrize("ema", [0.8, 0.5, 0.0])
 @pytest.mark.parametrize("count", [1, 2, 6])
 @pytest.mark.parametrize("seed", [1, 2, 3])
