@@ -156,8 +156,12 @@ class RoundLoop:
             messages = list(
                 self._strategy.configure_train(number, arrays, config, self._grid)
             )
-        cohort = [self._grid.name_of(m.metadata.dst_node_id) for m in messages]
-        cohort.sort(key=name_order)
+        secret = any(
+            getattr(layer, "secret_cohort", False)
+            for layer in stack.walk(self._strategy)
+        )
+        chosen = [] if secret else [m.metadata.dst_node_id for m in messages]
+        cohort = sorted(map(self._grid.name_of, chosen), key=name_order)
         self._emit("round-started", round=number, cohort=cohort)
         phase = self._exchange(messages, self._progress("train", number))
         new, metrics = self._strategy.aggregate_train(number, phase.replies)
@@ -170,7 +174,8 @@ class RoundLoop:
         on_server = who in ("server", "both") or (who == "auto" and self._evaluate)
         if on_server and self._evaluate:
             metrics |= _plain(self._evaluate(arrays))
-        if who in ("clients", "both") or (who == "auto" and not self._evaluate):
+        ask = who == "auto" and not self._evaluate and not self._job.privacy.on
+        if ask or who in ("clients", "both"):
             phase, found = self._ask_clients(number, arrays)
             prefix = "client-" if on_server else ""
             metrics |= {f"{prefix}{name}": value for name, value in found.items()}

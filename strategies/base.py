@@ -61,6 +61,8 @@ class StrategyLayer(Strategy):
     always_releases : bool
         Must be called in every round, also without replies: under differential privacy
         an empty cohort is an outcome like others.
+    secret_cohort : bool
+        Who takes part in a round is not written to events: privacy is amplified by it.
     emit : callable
         ``emit(kind, **data)`` receives this layer's events; the server's round loop
         puts its log here.
@@ -73,6 +75,7 @@ class StrategyLayer(Strategy):
     needs_plaintext: ClassVar[bool] = False
     linear: ClassVar[bool] = True
     always_releases: ClassVar[bool] = False
+    secret_cohort: ClassVar[bool] = False
 
     def __init__(self, inner: Strategy) -> None:
         self.inner = inner

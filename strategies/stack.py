@@ -1,4 +1,4 @@
-"""The one ordered table of layers, and which combinations are refused.
+"""The one ordered table of layers; :mod:`.refusals` says which do not go together.
 
 A reply passes the table from top to bottom on the server and from bottom to top on the
 client: the first entry is the outermost Strategy and the outermost Mod. Both sides are
@@ -10,29 +10,28 @@ folded from this one list, so their order cannot diverge.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from flwr.clientapp.typing import Mod
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedYogi, Strategy
 
-from truststram.errors import ConfigError
 from truststram.job import Job
-from truststram.rng import derive
-from truststram.sections import AnomalyKeys
 
 from .adversary.layer import Adversary
 from .anomaly.layer import Anomaly
 from .base import StrategyLayer, walk
 from .guard.layer import Guard
 from .mean.layer import WeightedMean
+from .refusals import REFUSALS, check, rule_of, watched
 from .robust.layer import Robust
-from .robust.make import OF_CLIENTS, make_rule
-from .robust.rule import AUTO, Rule
+from .robust.rule import AUTO
 from .server_sgd import ServerSGD
+from .tail_average import TailAverage
 from .update import delta_mod
 
-__all__ = ["LAYERS", "REFUSALS", "Layer", "Refusal", "build", "check", "mods", "walk"]
+__all__ = ["LAYERS", "REFUSALS", "Layer", "build", "check", "mods", "walk"]
 
 
 @dataclass(frozen=True)
@@ -47,29 +46,6 @@ class Layer:
     enabled: Callable[[Job], bool]
     wrap: Callable[[Job, Strategy], StrategyLayer] | None = None
     mod: Callable[[Job], Mod] | None = None
-
-
-def _rule(job: Job) -> Rule:
-    """Return a fresh robust rule (wfagg for a job that has none)."""
-    keys = job.robust
-    name = "wfagg" if keys.rule == "mean" else keys.rule
-    rng = derive(job.run.seed, "bucketing")
-    return make_rule(name, max(keys.f, 0), keys.pre, rng=rng)
-
-
-def _mixes_clients(job: Job) -> bool:
-    return job.robust.rule in OF_CLIENTS and job.robust.pre != "none"
-
-
-def _too_few(job: Job) -> bool:
-    """Return whether the smallest cohort is too small for the rule's f.
-
-    Never for an automatic f, which is what the replies of a round allow.
-    """
-    if job.robust.rule == "mean" or job.robust.f == AUTO or _mixes_clients(job):
-        return False
-    cohort = max(1, int(job.round.min_nodes * job.round.fraction))
-    return _rule(job).refusal(cohort) is not None
 
 
 def _always(_: Job) -> bool:
@@ -87,12 +63,6 @@ def _adversary(job: Job, inner: Strategy) -> StrategyLayer:
     )
 
 
-def _watched(job: Job) -> bool:
-    """Return whether nodes are watched; ``auto`` is with a robust rule."""
-    choice = job.anomaly.enabled
-    return choice == "on" or (choice == "auto" and job.robust.rule != "mean")
-
-
 def _anomaly(job: Job, inner: Strategy) -> StrategyLayer:
     keys = job.anomaly
     return Anomaly(
@@ -104,8 +74,45 @@ def _anomaly(job: Job, inner: Strategy) -> StrategyLayer:
     )
 
 
+def _guard(job: Job, inner: Strategy) -> StrategyLayer:
+    return Guard(inner, static=job.privacy.central)
+
+
+def _central_dp(job: Job, inner: Strategy) -> StrategyLayer:
+    from .mechanisms.layer import CentralDP  # accounting takes a second to import
+
+    return CentralDP(job, inner)
+
+
+def _private_mod(job: Job) -> Mod:
+    from .mechanisms.mod import private_mod
+
+    return private_mod(job)
+
+
+def _is_mean(job: Job) -> bool:
+    return job.robust.rule == "mean" and not job.privacy.central
+
+
+def _mean(job: Job, inner: Strategy) -> StrategyLayer:
+    # Numbers of examples are data.
+    return WeightedMean(inner, weighted=not job.privacy.on)
+
+
+def _first_averaged(job: Job) -> int:
+    """Return the first round of the final average; 0 if there is none."""
+    part = job.server.average
+    if part < 0:
+        part = 0.5 if job.privacy.central else 0.0
+    return job.train.rounds - math.ceil(part * job.train.rounds) + 1 if part else 0
+
+
+def _tail_average(job: Job, inner: Strategy) -> StrategyLayer:
+    return TailAverage(inner, _first_averaged(job))
+
+
 def _robust(job: Job, inner: Strategy) -> StrategyLayer:
-    return Robust(_rule(job), inner, auto_f=job.robust.f == AUTO)
+    return Robust(rule_of(job), inner, auto_f=job.robust.f == AUTO)
 
 
 # Rules whose rejection is a verdict on a node. The others reject a fixed number of
@@ -116,99 +123,21 @@ LAYERS: tuple[Layer, ...] = (
     # Simulations only: outside every defence, inside whatever decodes.
     Layer("adversary", lambda job: job.adversary.kind != "none", wrap=_adversary),
     # Outside the guard: what that drops is evidence.
-    Layer("anomaly", _watched, wrap=_anomaly),
-    Layer("guard", _always, wrap=lambda job, inner: Guard(inner)),
-    # Exactly one of these two reduces the updates to one.
+    Layer("anomaly", watched, wrap=_anomaly),
+    Layer("guard", _always, wrap=_guard),
+    # Exactly one of these three reduces the updates to one.
+    Layer("central-dp", lambda job: job.privacy.central, wrap=_central_dp),
     Layer("robust", lambda job: job.robust.rule != "mean", wrap=_robust),
-    Layer(
-        "mean",
-        lambda job: job.robust.rule == "mean",
-        wrap=lambda job, inner: WeightedMean(inner),
-    ),
+    Layer("mean", _is_mean, wrap=_mean),
+    Layer("tail-average", lambda job: _first_averaged(job) > 0, wrap=_tail_average),
+    # What leaves a node: outside all that makes the update.
+    Layer("private", lambda job: job.privacy.on, mod=_private_mod),
     Layer("delta", _always, mod=lambda job: delta_mod),
 )
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """A combination that does not run: what, why, and what to choose instead."""
-
-    applies: Callable[[Job], bool]
-    what: str
-    why: str
-    instead: str
-
-    def line(self) -> str:
-        """Return the error line."""
-        return f"{self.what} is refused: {self.why}. Instead: {self.instead}."
-
-
-REFUSALS: tuple[Refusal, ...] = (
-    Refusal(
-        lambda job: job.server.optimizer != "sgd" and job.server.momentum > 0,
-        "server.momentum with an adaptive server.optimizer",
-        "adam, yogi and adagrad have their own moments and would ignore it",
-        "server.momentum = 0, or server.optimizer = sgd",
-    ),
-    Refusal(
-        lambda job: job.data.partitioner == "natural-id" and not job.data.id_column,
-        "data.partitioner = natural-id without data.id-column",
-        "the column that names the owner of a row is not known",
-        "set data.id-column, or another data.partitioner",
-    ),
-    Refusal(
-        _too_few,
-        "robust.rule with more attackers than it can outvote",
-        "a cohort of round.min-nodes times round.fraction is too small for robust.f "
-        "(most rules need more than 2 f nodes, krum 2 f + 3, bulyan 4 f + 3; "
-        "robust.pre = bucketing leaves half as many)",
-        "raise round.min-nodes, lower robust.f, or robust.f = -1 (automatic)",
-    ),
-    Refusal(
-        _mixes_clients,
-        "robust.pre with a rule that judges each node by its own past",
-        "a mixed update is not one node's, and wfagg mixes by itself where that helps",
-        "robust.pre = none, or another robust.rule, such as trimmed-mean",
-    ),
-    Refusal(
-        lambda job: job.robust.pre == "nnm" and job.robust.f == 0,
-        "robust.pre = nnm with robust.f = 0",
-        "each update would be mixed with all others: the mean, whatever the rule",
-        "robust.f = -1 (automatic) or above 0, or robust.pre = none",
-    ),
-    Refusal(
-        lambda job: (
-            job.anomaly.enabled == "auto"
-            and not _watched(job)
-            and job.anomaly != AnomalyKeys()
-        ),
-        "anomaly settings with anomaly.enabled = auto and robust.rule = mean",
-        "auto watches the nodes with a robust rule only: nothing would read them",
-        "anomaly.enabled = on, or a robust.rule",
-    ),
-    Refusal(
-        lambda job: job.adversary.kind != "none" and job.adversary.fraction == 0,
-        "adversary.kind without adversary.fraction",
-        "nobody would be malicious",
-        "set adversary.fraction, such as 0.2",
-    ),
-)
-
 # What `server.lr = 0` means: the usual rate of each optimizer.
 USUAL_LR = {"sgd": 1.0, "adam": 0.03, "yogi": 0.03, "adagrad": 0.03}
-
-
-def check(job: Job) -> None:
-    """Refuse unsound combinations of settings.
-
-    Raises
-    ------
-    ConfigError
-        One line for each refusal that applies.
-    """
-    lines = [refusal.line() for refusal in REFUSALS if refusal.applies(job)]
-    if lines:
-        raise ConfigError("\n".join(lines))
 
 
 def build(job: Job) -> Strategy:
@@ -230,9 +159,10 @@ def _optimizer(job: Job) -> Strategy:
     """Return the innermost strategy, which also samples the nodes."""
     name = job.server.optimizer
     lr = job.server.lr or USUAL_LR[name]
-    clients = job.round.evaluate in ("auto", "clients", "both")
+    clients = job.round.evaluate in ("auto", "clients", "both") and not job.privacy.on
     sampling = {
-        "fraction_train": job.round.fraction,
+        # Under central privacy the cohort is drawn, and kept secret, by that layer.
+        "fraction_train": 1.0 if job.privacy.central else job.round.fraction,
         "fraction_evaluate": job.round.fraction if clients else 0.0,
         "min_train_nodes": 1,
         "min_evaluate_nodes": 1,

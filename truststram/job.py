@@ -2,7 +2,8 @@
 
 A job equals the flat kebab-case run config that Flower gives to server and clients,
 in both directions: ``job.train.local_epochs`` is the key ``train.local-epochs``. Each
-key is declared once, in :mod:`truststram.sections`, with its default, range and one
+key is declared once, in :mod:`truststram.sections` and
+:mod:`truststram.private_sections`, with its default, range and one
 line of help; the command line, ``pyproject.toml`` and the error messages all read this
 declaration.
 
@@ -20,22 +21,18 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from .errors import ConfigError
+from .keys import Rule, Value
+from .private_sections import CompressionKeys, PrivacyKeys, SecureKeys, TffKeys
 from .sections import (
     AdversaryKeys,
     AnomalyKeys,
-    CompressionKeys,
     DataKeys,
-    PrivacyKeys,
     RobustKeys,
     RoundKeys,
-    Rule,
     RunKeys,
-    SecureKeys,
     ServerKeys,
     TaskKeys,
-    TffKeys,
     TrainKeys,
-    Value,
 )
 
 __all__ = ["Job", "Key", "Value", "keys", "shown"]

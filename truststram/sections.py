@@ -7,56 +7,10 @@ A section is a frozen dataclass; its fields are the keys. ``switch`` names the f
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-__all__ = ["Rule", "Value"]
-
-Value = bool | int | float | str
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Which values a key accepts.
-
-    ``choices`` are available now; ``planned`` ones are refused by name. ``low`` and
-    ``high`` bound numbers, inclusively unless ``open_low``/``open_high``.
-    """
-
-    low: float = -math.inf
-    high: float = math.inf
-    open_low: bool = False
-    open_high: bool = False
-    choices: tuple[str, ...] = ()
-    planned: tuple[str, ...] = ()
-
-    def expected(self) -> str:
-        """Say in words what is accepted."""
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        low = f"{'>' if self.open_low else '>='} {self.low:g}"
-        high = f"{'<' if self.open_high else '<='} {self.high:g}"
-        bounds = [low] * (self.low > -math.inf) + [high] * (self.high < math.inf)
-        return " and ".join(bounds) or "any value"
-
-    def accepts(self, value: Value) -> bool:
-        """Return whether ``value`` (of the right type) is accepted."""
-        if self.choices:
-            return value in self.choices
-        if isinstance(value, (bool, str)):
-            return True
-        above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self.open_high else value <= self.high
-        return above and below
-
-
-def _key(
-    default: Value, help_: str, *choices: str, planned: str = "", **rule: Any
-) -> Any:
-    """Declare one key of a section: default, help, accepted values."""
-    checked = Rule(choices=choices, planned=tuple(planned.split()), **rule)
-    return field(default=default, metadata={"help": help_, "rule": checked})
+from .keys import key as _key
 
 
 @dataclass(frozen=True)
@@ -109,9 +63,19 @@ class ServerKeys:
         *("sgd", "adam", "yogi", "adagrad"),
     )
     lr: float = _key(
-        0.0, "server learning rate; 0: the usual one (sgd 1, others 0.03)", low=0
+        0.0,
+        "server learning rate; 0: the usual one (sgd 1, others 0.03; by the noise with "
+        "differential privacy)",
+        low=0,
     )
     momentum: float = _key(0.0, "server momentum (sgd)", low=0, high=1, open_high=True)
+    average: float = _key(
+        -1.0,
+        "last part of the rounds whose models are averaged into the final one; 0: the "
+        "last model alone; -1: 0.5 with differential privacy by the server, else 0",
+        low=-1,
+        high=1,
+    )
 
 
 @dataclass(frozen=True)
@@ -196,74 +160,6 @@ class AnomalyKeys:
         "shorten updates while it lasts",
         *("log", "stop", "tighten"),
     )
-
-
-@dataclass(frozen=True)
-class PrivacyKeys:
-    """Differential privacy."""
-
-    switch: ClassVar[tuple[str, str]] = ("mechanism", "none")
-    mechanism: str = _key(
-        "none", "noise", "none", planned="auto gaussian laplace staircase dp-sgd"
-    )
-    unit: str = _key("client", "what is protected", "client", "example")
-    trust: str = _key(
-        "central", "who adds the noise", "central", "local", "distributed"
-    )
-    relation: str = _key("add-remove", "neighbouring relation", "add-remove", "replace")
-    epsilon: float = _key(8.0, "privacy budget of the run", low=0, open_low=True)
-    delta: float = _key(
-        1e-5,
-        "failure probability of the guarantee",
-        low=0,
-        high=1,
-        open_low=True,
-        open_high=True,
-    )
-    clip: float = _key(1.0, "bound on the norm of an update", low=0, open_low=True)
-    sampling: str = _key("poisson", "cohort sampling", "poisson", "fixed", "none")
-    on_exhausted: str = _key(
-        "stop", "when the budget is spent", "stop", "evaluate-only"
-    )
-
-
-@dataclass(frozen=True)
-class CompressionKeys:
-    """Smaller messages."""
-
-    switch: ClassVar[tuple[str, str]] = ("codec", "none")
-    codec: str = _key(
-        "none",
-        "uplink codec",
-        "none",
-        planned="q8 topk topk-q8 topk-shared randk eden adaptive",
-    )
-    ratio: float = _key(
-        0.1, "fraction of coordinates kept", low=0, high=1, open_low=True
-    )
-    error_feedback: bool = _key(True, "clients send later what a codec dropped")
-    downlink: str = _key("none", "codec of the model sent to nodes", "none")
-
-
-@dataclass(frozen=True)
-class SecureKeys:
-    """Sums that hide their terms from the server."""
-
-    switch: ClassVar[tuple[str, str]] = ("scheme", "none")
-    scheme: str = _key("none", "secure sum", "none", planned="ckks bfv secagg")
-    key_holder: str = _key("clients", "who can decrypt a sum", "clients", "decryptor")
-    group_size: int = _key(0, "secure sums inside groups of this size; 0: all", low=0)
-    min_cohort: int = _key(3, "smallest number of clients in a sum", low=3)
-    threat: str = _key("semi-honest", "server assumed", "semi-honest", "malicious")
-    layers: str = _key("", "layer-name patterns to encrypt; empty: everything")
-
-
-@dataclass(frozen=True)
-class TffKeys:
-    """TensorFlow Federated plans."""
-
-    switch: ClassVar[tuple[str, str]] = ("plan", "")
-    plan: str = _key("", "compiled plan to execute", planned="*")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,11 @@ from ._locate import app_module
 
 if TYPE_CHECKING:
     from strategies import stack as stack
+    from strategies.accounting.calibrate import calibrate as calibrate
+    from strategies.accounting.events import Release as Release
+    from strategies.accounting.events import Sampling as Sampling
+    from strategies.accounting.flower import LedgerAccountant as LedgerAccountant
+    from strategies.accounting.ledger import Ledger as Ledger
     from strategies.adversary.layer import Adversary as Adversary
     from strategies.adversary.mod import backdoor_test as backdoor_test
     from strategies.adversary.mod import poisoned as poisoned
@@ -27,6 +32,9 @@ if TYPE_CHECKING:
     from strategies.base import StrategyLayer as StrategyLayer
     from strategies.guard.layer import Guard as Guard
     from strategies.mean.layer import WeightedMean as WeightedMean
+    from strategies.mechanisms.layer import CentralDP as CentralDP
+    from strategies.mechanisms.mod import private_mod as private_mod
+    from strategies.mechanisms.plan import Plan as Plan
     from strategies.robust.layer import Robust as Robust
     from strategies.robust.layer import WFAgg as WFAgg
     from strategies.server_sgd import ServerSGD as ServerSGD
@@ -36,32 +44,48 @@ if TYPE_CHECKING:
 _HOMES = {
     "Adversary": "adversary.layer",
     "Anomaly": "anomaly.layer",
+    "CentralDP": "mechanisms.layer",
     "Guard": "guard.layer",
+    "Ledger": "accounting.ledger",
+    "LedgerAccountant": "accounting.flower",
+    "Plan": "mechanisms.plan",
+    "Release": "accounting.events",
     "Robust": "robust.layer",
+    "Sampling": "accounting.sampling",
     "ServerSGD": "server_sgd",
     "StrategyLayer": "base",
     "TailAverage": "tail_average",
     "WFAgg": "robust.layer",
     "WeightedMean": "mean.layer",
     "backdoor_test": "adversary.mod",
+    "calibrate": "accounting.calibrate",
     "delta_mod": "update",
     "poisoned": "adversary.mod",
+    "private_mod": "mechanisms.mod",
     "refuse_outside_simulation": "adversary.who",
 }
 
 __all__ = [
     "Adversary",
     "Anomaly",
+    "CentralDP",
     "Guard",
+    "Ledger",
+    "LedgerAccountant",
+    "Plan",
+    "Release",
     "Robust",
+    "Sampling",
     "ServerSGD",
     "StrategyLayer",
     "TailAverage",
     "WFAgg",
     "WeightedMean",
     "backdoor_test",
+    "calibrate",
     "delta_mod",
     "poisoned",
+    "private_mod",
     "refuse_outside_simulation",
 ]
 

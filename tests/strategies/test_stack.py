@@ -145,18 +145,45 @@ def test_the_adversary_is_outermost():
     assert names == ["Adversary", "Guard", "WeightedMean", "ServerSGD"]
 
 
+CENTRAL = {"privacy.mechanism": "gaussian"}
+LOCAL = {"privacy.mechanism": "gaussian", "privacy.trust": "local"}
+EXAMPLES = {"privacy.mechanism": "dp-sgd", "privacy.unit": "example"}
 REFUSED = {
     "anomaly settings with": {"anomaly.quarantine": 3},
     "server.momentum with": {"server.optimizer": "adam", "server.momentum": 0.9},
     "natural-id without": {"data.partitioner": "natural-id"},
     "adversary.kind without": {"adversary.kind": "noise"},
-    "robust.rule with": {"robust.rule": "wfagg", "robust.f": 1, "round.min-nodes": 2},
+    "robust.rule with more": {
+        "robust.rule": "wfagg",
+        "robust.f": 1,
+        "round.min-nodes": 2,
+    },
     "robust.pre with": {"robust.rule": "wfagg", "robust.f": 1, "robust.pre": "nnm"},
     "robust.pre = nnm with": {
         "robust.rule": "median",
         "robust.f": 0,
         "robust.pre": "nnm",
     },
+    "robust.rule with client-level privacy by the server": {
+        **CENTRAL,
+        "robust.rule": "wfagg",
+    },
+    "robust.rule with client-level privacy by the nodes": {
+        **LOCAL,
+        "robust.rule": "median",
+    },
+    "anomaly.enabled = on with": {**CENTRAL, "anomaly.enabled": "on"},
+    "round.evaluate = clients with": {**CENTRAL, "round.evaluate": "both"},
+    "run.checkpoint-every above": {**LOCAL, "run.checkpoint-every": 2},
+    "privacy.mechanism with another": {"privacy.mechanism": "dp-sgd"},
+    "privacy.unit = example with": {**EXAMPLES, "privacy.trust": "central"},
+    "privacy.relation with": {**LOCAL, "privacy.relation": "add-remove"},
+    "privacy.relation = replace with": {
+        **CENTRAL,
+        "privacy.relation": "replace",
+        "round.fraction": 0.5,
+    },
+    "privacy.clip-quantile without": {**LOCAL, "privacy.clip-quantile": 0.5},
 }
 
 
@@ -179,6 +206,37 @@ def test_rules_of_single_clients_see_single_clients(rule, pre):
 
 def test_every_refusal_has_a_test():
     assert len(REFUSED) == len(stack.REFUSALS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        CENTRAL,
+        LOCAL,
+        EXAMPLES,
+        {**EXAMPLES, "robust.rule": "wfagg", "anomaly.enabled": "on"},
+        {**EXAMPLES, "privacy.mechanism": "auto"},
+        {**CENTRAL, "privacy.relation": "replace"},
+        {**CENTRAL, "privacy.clip-quantile": 0.5, "round.fraction": 0.5},
+        {**CENTRAL, "server.optimizer": "adam"},
+    ],
+)
+def test_what_is_private_and_sound_is_accepted(changes):
+    stack.check(Job.of(changes))
+
+
+def test_the_layers_of_privacy():
+    def names(changes):
+        job = Job.of(changes)
+        return [type(layer).__name__ for layer in walk(stack.build(job))]
+
+    central = ["Guard", "CentralDP", "TailAverage", "ServerSGD"]
+    assert names(CENTRAL) == central
+    assert names(LOCAL) == ["Guard", "WeightedMean", "ServerSGD"]
+    assert not stack.build(Job.of(LOCAL)).inner.weighted
+    assert names({**CENTRAL, "server.average": 0.0}) == [*central[:2], "ServerSGD"]
+    for job, count in ((CENTRAL, 2), (LOCAL, 2), (EXAMPLES, 2), ({}, 1)):
+        assert len(stack.mods(Job.of(job))) == count
 
 
 def test_sound_neighbours_are_accepted():

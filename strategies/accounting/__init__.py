@@ -1,0 +1,1 @@
+"""Privacy accounting: what was released, what it cost, how much noise it needs."""

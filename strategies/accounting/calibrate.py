@@ -1,0 +1,210 @@
+"""The least noise that keeps a run within its budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from scipy.optimize import brentq, minimize_scalar
+
+from .events import MECHANISMS, SCALED, Release
+from .pld import LEAST_DELTA, epsilon_at
+from .rdp import ORDERS, RESERVE, epsilon_of, rdp
+from .sampling import EVERYONE, Sampling
+from .staircase import atoms, compose, lattice_epsilon, variance
+
+__all__ = ["calibrate", "least_noise", "noise_std"]
+
+# Relative accuracy of the noise found.
+CLOSE = 1e-5
+# Stands for an infinite epsilon in the search.
+HUGE = 1e9
+
+
+def calibrate(
+    mechanism: str,
+    epsilon: float,
+    delta: float,
+    rounds: int = 1,
+    sampling: Sampling = EVERYONE,
+    relation: str = "add-remove",
+    dimension: int = 1,
+    *,
+    delta_slack: float = 0.0,
+    adaptive: bool = False,
+) -> Release:
+    """Return the release of least noise of which ``rounds`` fit into a budget.
+
+    Parameters
+    ----------
+    mechanism : str
+        One of :data:`~.events.MECHANISMS`; ``staircase`` means the ball for a dimension
+        above 1.
+    epsilon, delta : float
+        Budget of the run.
+    rounds : int
+        Releases, all equal.
+    sampling, relation, dimension, delta_slack
+        As in :class:`~.events.Release`.
+    adaptive : bool
+        For a Rényi filter instead of exact composition (needs more noise).
+
+    Returns
+    -------
+    Release
+        Verified to stay within the budget, with noise at most 1e-4 above the least.
+        For a staircase that is composed, gamma has the least variance for the run.
+
+    Raises
+    ------
+    ValueError
+        For what :class:`~.events.Release` refuses, a budget out of range or one that
+        the samplers' slack uses up.
+    """
+    if mechanism not in MECHANISMS:
+        raise ValueError(f"Unknown mechanism {mechanism!r}: one of {MECHANISMS}.")
+    _check_budget(epsilon, delta, rounds, delta_slack, adaptive)
+    name = mechanism
+    if name == "staircase" and dimension > 1:
+        name = "staircase-ball"
+    made = {
+        "sampling": sampling,
+        "relation": relation,
+        "dimension": dimension,
+        "delta_slack": delta_slack,
+    }
+    target = _Target(epsilon, delta, rounds, adaptive)
+    start = math.log(_guess(name, epsilon, delta, rounds, sampling))
+
+    def make(log_noise: float, gamma: float = 0.0) -> Release:
+        if name in SCALED:
+            return Release(name, scale=math.exp(log_noise), **made)  # type: ignore[arg-type]
+        return Release(name, epsilon0=math.exp(-log_noise), gamma=gamma, **made)  # type: ignore[arg-type]
+
+    if name != "staircase" or (rounds == 1 and sampling.rate == 1):
+        return make(least_noise(lambda x: target.cost(make(x)), start))
+    least = start
+
+    def log_std(log_gamma: float) -> float:
+        nonlocal least
+        gamma = math.exp(log_gamma)
+        least = least_noise(lambda x: target.quick(make(x, gamma)), least, 1e-4)
+        return math.log(noise_std(make(least, gamma)))
+
+    bounds = (math.log(1e-4), math.log(0.5))
+    found = minimize_scalar(
+        log_std, bounds=bounds, method="bounded", options={"xatol": 0.03}
+    )
+    gamma = math.exp(float(found.x))
+    return make(least_noise(lambda x: target.cost(make(x, gamma)), least), gamma)
+
+
+def noise_std(release: Release, clip: float = 1.0) -> float:
+    """Return the standard deviation of the noise on each coordinate.
+
+    Parameters
+    ----------
+    clip : float
+        Bound C on the norm (``release.norm``) of what one unit contributes. Neighbours
+        under ``replace`` differ by twice that; this is taken care of here.
+    """
+    if release.mechanism == "gaussian":
+        return release.scale * clip
+    if release.mechanism == "laplace":
+        return math.sqrt(2) * release.scale * clip
+    if release.mechanism == "laplace-ball":
+        unit = math.sqrt(release.dimension + 1) / release.epsilon0
+    else:
+        unit = math.sqrt(variance(release.epsilon0, release.gamma, release.dimension))
+    return unit * release.sensitivity * clip
+
+
+class _Target:
+    """What ``rounds`` releases cost, against the budget."""
+
+    def __init__(
+        self, epsilon: float, delta: float, rounds: int, adaptive: bool
+    ) -> None:
+        self._epsilon, self._delta, self._rounds = epsilon, delta, rounds
+        self._adaptive = adaptive
+
+    def cost(self, release: Release) -> float:
+        """Return log(cost / budget), computed as the ledger does."""
+        if not self._adaptive:
+            return self._log(epsilon_at({release: self._rounds}, self._delta))
+        curve = self._rounds * np.array(rdp(release))
+        one_order = [
+            epsilon_of([r], [a], (1 - RESERVE) * self._delta)
+            for a, r in zip(ORDERS, curve.tolist(), strict=True)
+        ]
+        return self._log(min(one_order))
+
+    def quick(self, release: Release) -> float:
+        """Return the cost of scalar staircase noise, faster where that is possible."""
+        if self._adaptive or release.sampling.rate < 1:
+            return self.cost(release)
+        loss = atoms(release.epsilon0, release.gamma)
+        p, first = compose(loss, self._rounds)
+        left = self._delta - self._rounds * release.delta_slack
+        return self._log(lattice_epsilon(p, first, release.epsilon0, left))
+
+    def _log(self, cost: float) -> float:
+        return math.log(min(max(cost, 1 / HUGE), HUGE) / self._epsilon)
+
+
+def least_noise(
+    excess: Callable[[float], float], start: float, close: float = CLOSE
+) -> float:
+    """Return the least logarithm of the noise at which a falling excess is <= 0.
+
+    Parameters
+    ----------
+    excess : callable
+        Logarithm of cost over budget.
+    start : float
+        Where to begin; a better guess is faster.
+    close : float
+        Accuracy; the result is never below the least.
+    """
+    step, low, high = 0.05, start, start
+    if excess(start) > 0:
+        while excess(high) > 0:
+            low, high, step = high, high + step, 2 * step
+    else:
+        while excess(low) <= 0:
+            low, high, step = low - step, low, 2 * step
+    found = float(brentq(excess, low, high, xtol=close / 2, rtol=1e-12))
+    while excess(found) > 0:
+        found += close / 2
+    return found
+
+
+def _guess(
+    name: str, epsilon: float, delta: float, rounds: int, sampling: Sampling
+) -> float:
+    """Return noise of about the right size to start from."""
+    many = math.sqrt(rounds)
+    if name == "gaussian":
+        noise = math.sqrt(2 * math.log(1.25 / delta)) / epsilon
+        return max(noise * many * sampling.rate, 0.3)
+    amplified = math.log1p(math.expm1(min(epsilon, 500)) / sampling.rate)
+    return many / amplified
+
+
+def _check_budget(
+    epsilon: float, delta: float, rounds: int, slack: float, adaptive: bool
+) -> None:
+    """Refuse a budget out of range."""
+    if not (epsilon > 0 and math.isfinite(epsilon)):
+        raise ValueError(f"epsilon = {epsilon}: expected > 0 and finite.")
+    if not LEAST_DELTA <= delta < 1:
+        raise ValueError(f"delta = {delta}: expected in [{LEAST_DELTA:g}, 1).")
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise ValueError(f"rounds = {rounds!r}: expected an integer >= 1.")
+    allowed = (RESERVE if adaptive else 0.5) * delta
+    if slack * rounds > allowed:
+        raise ValueError(
+            f"delta_slack {slack:g} in {rounds} rounds uses {slack * rounds:g} of "
+            f"delta {delta:g}; at most {allowed:g}. Sample with more bits."
+        )

@@ -1,0 +1,1 @@
+"""Clipping and noise on an integer lattice, from cryptographic randomness."""

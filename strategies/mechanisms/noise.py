@@ -1,0 +1,144 @@
+"""One door to the noise of every mechanism that the accounting knows.
+
+A :class:`~..accounting.events.Release` says what is charged; :func:`draw` draws exactly
+that, so that noise and account cannot differ. A release gives its scales in clips; the
+lattice says how many steps a clip has.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..accounting.events import Release
+from . import gaussian, laplace, staircase
+from .csprng import Source
+from .lattice import Lattice, Norm, lattice
+
+__all__ = ["delta_slack", "draw", "lattice_for", "std", "support"]
+
+Integers = NDArray[np.int64]
+
+
+def lattice_for(release: Release, clip: float, d: int) -> Lattice:
+    """Return the lattice for a release of d values clipped to ``clip``.
+
+    In the norm that the mechanism needs: L1 for ``laplace``, otherwise L2.
+    """
+    return lattice(clip, d, _norm(release))
+
+
+def draw(release: Release, units: float, d: int, source: Source) -> Integers:
+    """Return the noise of one release, to be added to integers.
+
+    Parameters
+    ----------
+    release : Release
+        Mechanism and scale, given in clips. How far neighbours are apart (one clip or
+        two) follows from its relation.
+    units : float
+        The clip in lattice steps: ``Lattice.units`` of a lattice whose norm is the
+        release's.
+    d : int
+        Number of values released.
+    source : Source
+
+    Returns
+    -------
+    array of int64, shape (d,)
+        ``round(noise)``. Added to integers whose norm for each unit is at most
+        ``units``, the result is the rounded outcome of the continuous mechanism: the
+        **guarantee** is that of the release, up to :func:`delta_slack`.
+
+    Raises
+    ------
+    ValueError
+        For a d that is not the dimension the release was accounted for (staircases
+        and balls), and for noise that does not fit 51 bits.
+    """
+    _check(release, units, d)
+    step = release.sensitivity * units
+    match release.mechanism:
+        case "gaussian":
+            return gaussian.draw_gaussian(release.scale * units, d, source)
+        case "laplace":
+            return laplace.draw_laplace(release.scale * units, d, source)
+        case "laplace-ball":
+            scale = step / release.epsilon0
+            return laplace.draw_laplace_ball(scale, d, "l2", source)
+        case "staircase":
+            shape = release.epsilon0, release.gamma
+            return staircase.draw_staircase(*shape, step, 1, source)
+        case "staircase-ball":
+            shape = release.epsilon0, release.gamma
+            return staircase.draw_staircase_ball(*shape, step, d, "l2", source)
+        case other:
+            raise ValueError(f"Unknown mechanism {other!r}.")
+
+
+def std(release: Release, units: float, d: int) -> float:
+    """Return the standard deviation of each value of :func:`draw`, in steps."""
+    _check(release, units, d)
+    step = release.sensitivity * units
+    match release.mechanism:
+        case "gaussian":
+            return gaussian.gaussian_std(release.scale * units)
+        case "laplace":
+            return laplace.laplace_std(release.scale * units)
+        case "laplace-ball":
+            return laplace.laplace_std(step / release.epsilon0, d, "l2")
+        case _:
+            return staircase.staircase_std(release.epsilon0, release.gamma, step, d)
+
+
+def support(release: Release, units: float, d: int) -> float:
+    """Return the largest absolute value that :func:`draw` can return, in steps.
+
+    For :meth:`Lattice.check_sum`.
+    """
+    _check(release, units, d)
+    step = release.sensitivity * units
+    match release.mechanism:
+        case "gaussian":
+            return gaussian.support(release.scale * units)
+        case "laplace":
+            return laplace.support(release.scale * units)
+        case "laplace-ball":
+            return laplace.support(step / release.epsilon0, d, "l2")
+        case _:
+            return staircase.support(release.epsilon0, release.gamma, step, d)
+
+
+def delta_slack(release: Release, d: int) -> float:
+    """Return how far one draw may be from the ideal noise, in total variation.
+
+    Below 1e-18 up to a billion values. An (epsilon, delta) guarantee of the ideal noise
+    becomes ``delta + (1 + exp(epsilon)) * delta_slack``.
+    """
+    if release.mechanism == "gaussian":
+        return gaussian.delta_slack(d)
+    if release.mechanism.startswith("staircase"):
+        return staircase.DELTA_SLACK
+    return laplace.delta_slack(d)
+
+
+def _norm(release: Release) -> Norm:
+    return "l1" if release.norm == "l1" else "l2"
+
+
+def _check(release: Release, units: float, d: int) -> None:
+    """Refuse noise that is not what was accounted for."""
+    if not (units > 0 and math.isfinite(units)):
+        raise ValueError(f"Expected units={units}: a positive number of steps.")
+    if release.mechanism == "staircase" and d != 1:
+        raise ValueError(
+            f"staircase noise on each of {d} values is not private at its epsilon: any "
+            "shift can cross a step in every one. Use staircase-ball, or gaussian."
+        )
+    if release.mechanism not in ("gaussian", "laplace") and d != release.dimension:
+        raise ValueError(
+            f"{release.mechanism} was accounted for {release.dimension} values, "
+            f"not for {d}."
+        )

@@ -1,0 +1,224 @@
+"""Which settings do not go together, why, and what to choose instead.
+
+``job.py`` checks single values; this is checked before a run starts, on the server and
+on every node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from truststram.errors import ConfigError
+from truststram.job import Job
+from truststram.rng import derive
+from truststram.sections import AnomalyKeys
+
+from .robust.make import OF_CLIENTS, make_rule
+from .robust.rule import AUTO, Rule
+
+__all__ = ["REFUSALS", "Refusal", "check", "rule_of", "watched"]
+
+
+def rule_of(job: Job) -> Rule:
+    """Return a fresh robust rule (wfagg for a job that has none)."""
+    keys = job.robust
+    name = "wfagg" if keys.rule == "mean" else keys.rule
+    rng = derive(job.run.seed, "bucketing")
+    return make_rule(name, max(keys.f, 0), keys.pre, rng=rng)
+
+
+def _mixes_clients(job: Job) -> bool:
+    return job.robust.rule in OF_CLIENTS and job.robust.pre != "none"
+
+
+def _too_few(job: Job) -> bool:
+    """Return whether the smallest cohort is too small for the rule's f.
+
+    Never for an automatic f, which is what the replies of a round allow.
+    """
+    if job.robust.rule == "mean" or job.robust.f == AUTO or _mixes_clients(job):
+        return False
+    cohort = max(1, int(job.round.min_nodes * job.round.fraction))
+    return rule_of(job).refusal(cohort) is not None
+
+
+def watched(job: Job) -> bool:
+    """Return whether nodes are watched; ``auto`` is with a robust rule."""
+    choice = job.anomaly.enabled
+    return choice == "on" or (choice == "auto" and job.robust.rule != "mean")
+
+
+def _is_local(job: Job) -> bool:
+    return job.privacy.on and not job.privacy.central
+
+
+def _only_relation(job: Job) -> str:
+    """Return the relation of noise that nodes add."""
+    return "replace" if job.privacy.unit == "client" else "add-remove"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A combination that does not run: what, why, and what to choose instead."""
+
+    applies: Callable[[Job], bool]
+    what: str
+    why: str
+    instead: str
+
+    def line(self) -> str:
+        """Return the error line."""
+        return f"{self.what} is refused: {self.why}. Instead: {self.instead}."
+
+
+PRIVACY: tuple[Refusal, ...] = (
+    Refusal(
+        lambda job: job.privacy.central and job.robust.rule != "mean",
+        "robust.rule with client-level privacy by the server",
+        "one client changes what others contribute, so the noise would not cover it",
+        "robust.rule = mean, or privacy.unit = example with any rule",
+    ),
+    Refusal(
+        lambda job: (
+            _is_local(job)
+            and job.privacy.unit == "client"
+            and job.robust.rule != "mean"
+        ),
+        "robust.rule with client-level privacy by the nodes",
+        "the noise is many times as long as an update and blinds every filter "
+        "(truststram privacy plan prints how many times)",
+        "robust.rule = mean, or privacy.unit = example with any rule",
+    ),
+    Refusal(
+        lambda job: job.privacy.central and job.anomaly.enabled == "on",
+        "anomaly.enabled = on with client-level privacy by the server",
+        "who is left out would depend on others' data, outside the account",
+        "anomaly.enabled = auto or off",
+    ),
+    Refusal(
+        lambda job: job.privacy.on and job.round.evaluate in ("clients", "both"),
+        "round.evaluate = clients with privacy",
+        "accuracies on private data are releases that nobody accounted for",
+        "round.evaluate = auto (the server's test data, which must be public) or none",
+    ),
+    Refusal(
+        lambda job: job.privacy.on and job.run.checkpoint_every != 1,
+        "run.checkpoint-every above 1 with privacy",
+        "a round that was told but not recorded would be released twice, with noise "
+        "that is charged once",
+        "run.checkpoint-every = 1",
+    ),
+    Refusal(
+        lambda job: (
+            job.privacy.on
+            and (job.privacy.unit == "example") != (job.privacy.mechanism == "dp-sgd")
+            and not (job.privacy.unit == "example" and job.privacy.mechanism == "auto")
+        ),
+        "privacy.mechanism with another privacy.unit",
+        "dp-sgd protects single examples, the other mechanisms whole clients",
+        "privacy.mechanism = dp-sgd with privacy.unit = example, or another mechanism "
+        "with privacy.unit = client",
+    ),
+    Refusal(
+        lambda job: job.privacy.unit == "example" and job.privacy.trust == "central",
+        "privacy.unit = example with privacy.trust = central",
+        "the noise is added to gradients, which the server never sees",
+        "privacy.trust = local or auto",
+    ),
+    Refusal(
+        lambda job: _is_local(job) and job.privacy.neighbours != _only_relation(job),
+        "privacy.relation with noise by the nodes",
+        "a node that answers shows that it takes part (clients are replaced); batches "
+        "are drawn with a random size (examples are added or removed)",
+        "privacy.relation = auto",
+    ),
+    Refusal(
+        lambda job: (
+            job.privacy.central
+            and job.privacy.neighbours == "replace"
+            and job.privacy.sampling == "poisson"
+            and job.round.fraction < 1
+        ),
+        "privacy.relation = replace with privacy.sampling = poisson",
+        "the size of the cohort depends on who is registered",
+        "privacy.relation = add-remove, or privacy.sampling = none",
+    ),
+    Refusal(
+        lambda job: (
+            job.privacy.clip_quantile > 0
+            and not (
+                job.privacy.central and job.privacy.mechanism in ("auto", "gaussian")
+            )
+        ),
+        "privacy.clip-quantile without Gaussian noise by the server",
+        "the count of short updates shares the budget of a Gaussian release",
+        "privacy.mechanism = gaussian with privacy.trust = central, or "
+        "privacy.clip-quantile = 0",
+    ),
+)
+
+REFUSALS: tuple[Refusal, ...] = (
+    Refusal(
+        lambda job: job.server.optimizer != "sgd" and job.server.momentum > 0,
+        "server.momentum with an adaptive server.optimizer",
+        "adam, yogi and adagrad have their own moments and would ignore it",
+        "server.momentum = 0, or server.optimizer = sgd",
+    ),
+    Refusal(
+        lambda job: job.data.partitioner == "natural-id" and not job.data.id_column,
+        "data.partitioner = natural-id without data.id-column",
+        "the column that names the owner of a row is not known",
+        "set data.id-column, or another data.partitioner",
+    ),
+    Refusal(
+        _too_few,
+        "robust.rule with more attackers than it can outvote",
+        "a cohort of round.min-nodes times round.fraction is too small for robust.f "
+        "(most rules need more than 2 f nodes, krum 2 f + 3, bulyan 4 f + 3; "
+        "robust.pre = bucketing leaves half as many)",
+        "raise round.min-nodes, lower robust.f, or robust.f = -1 (automatic)",
+    ),
+    Refusal(
+        _mixes_clients,
+        "robust.pre with a rule that judges each node by its own past",
+        "a mixed update is not one node's, and wfagg mixes by itself where that helps",
+        "robust.pre = none, or another robust.rule, such as trimmed-mean",
+    ),
+    Refusal(
+        lambda job: job.robust.pre == "nnm" and job.robust.f == 0,
+        "robust.pre = nnm with robust.f = 0",
+        "each update would be mixed with all others: the mean, whatever the rule",
+        "robust.f = -1 (automatic) or above 0, or robust.pre = none",
+    ),
+    Refusal(
+        lambda job: (
+            job.anomaly.enabled == "auto"
+            and not watched(job)
+            and job.anomaly != AnomalyKeys()
+        ),
+        "anomaly settings with anomaly.enabled = auto and robust.rule = mean",
+        "auto watches the nodes with a robust rule only: nothing would read them",
+        "anomaly.enabled = on, or a robust.rule",
+    ),
+    Refusal(
+        lambda job: job.adversary.kind != "none" and job.adversary.fraction == 0,
+        "adversary.kind without adversary.fraction",
+        "nobody would be malicious",
+        "set adversary.fraction, such as 0.2",
+    ),
+    *PRIVACY,
+)
+
+
+def check(job: Job) -> None:
+    """Refuse unsound combinations of settings.
+
+    Raises
+    ------
+    ConfigError
+        One line for each refusal that applies.
+    """
+    lines = [refusal.line() for refusal in REFUSALS if refusal.applies(job)]
+    if lines:
+        raise ConfigError("\n".join(lines))

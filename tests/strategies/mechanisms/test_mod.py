@@ -1,0 +1,146 @@
+"""The nodes' half: nothing leaves but the update, with noise where it is due."""
+
+from __future__ import annotations
+
+import logging
+import math
+import traceback
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, MetricRecord, RecordDict
+
+from strategies.mechanisms.mod import WithheldError, private_mod
+from strategies.mechanisms.plan import Plan
+from strategies.update import Model, delta_mod, read_delta
+from tests.support.federation import config, model, plus, weights
+from truststram._flower import become_task, make_context, set_message_id
+from truststram.job import Job
+
+SECRET = 0.123456789
+TEXT = "patient 4711 has row 815"
+CENTRAL = {"privacy.mechanism": "gaussian"}
+LOCAL = {**CENTRAL, "privacy.trust": "local", "train.rounds": 2}
+EXAMPLES = {"privacy.mechanism": "dp-sgd", "privacy.unit": "example"}
+
+
+@pytest.fixture(autouse=True)
+def _task():
+    become_task(1)
+
+
+def ask(kind="train", arrays=None) -> Message:
+    arrays = arrays or model(0.5)
+    content = RecordDict({"arrays": arrays, "config": config()})
+    message = Message(content, dst_node_id=7, message_type=kind)
+    set_message_id(message)
+    return message
+
+
+def client(step=0.1, error=None):
+    def call(message: Message, context: Context) -> Message:
+        if error is not None:
+            raise error
+        arrays = plus(message.content["arrays"], step)
+        metrics = MetricRecord(
+            {"train-loss": SECRET, "num-examples": 4711, "list": [SECRET]}
+        )
+        content = RecordDict({"arrays": arrays, "metrics": metrics, "notes": config()})
+        return Message(content, reply_to=message)
+
+    return call
+
+
+def send(job, message, context=None, inner=None):
+    context = context or make_context(7, {"partition-id": 3}, {})
+    inner = inner or client()
+
+    def with_delta(m, c):
+        return delta_mod(m, c, inner)
+
+    return private_mod(Job.of(job))(message, context, with_delta)
+
+
+@pytest.mark.parametrize("job", [CENTRAL, LOCAL, EXAMPLES])
+def test_only_the_update_leaves(job):
+    reply = send(job, ask())
+    assert sorted(reply.content) == ["metrics", "update"]
+    assert dict(reply.content["metrics"]) == {"num-examples": 1}
+    everything = repr(reply.content) + repr(dict(reply.metadata.__dict__))
+    assert str(SECRET) not in everything
+    assert "4711" not in everything
+
+
+@pytest.mark.parametrize("job", [CENTRAL, EXAMPLES])
+def test_the_update_itself_is_not_changed_without_local_noise(job):
+    message = ask()
+    found = read_delta(send(job, message).content, Model(message.content["arrays"]))
+    np.testing.assert_allclose(found, 0.1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("job", [CENTRAL, LOCAL, EXAMPLES])
+def test_what_went_wrong_stays_on_the_node(job, caplog, capsys):
+    with caplog.at_level(logging.DEBUG), pytest.raises(WithheldError) as caught:
+        send(job, ask(), inner=client(error=ValueError(TEXT)))
+    told = "".join(traceback.format_exception(caught.value))
+    for text in (told, str(caught.value), caplog.text, *capsys.readouterr()):
+        assert TEXT not in text
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("job", [CENTRAL, LOCAL, EXAMPLES])
+def test_evaluation_is_not_answered(job):
+    with pytest.raises(WithheldError, match="evaluation"):
+        send(job, ask("evaluate"))
+
+
+def test_the_hello_passes():
+    def hello(message, context):
+        return Message(RecordDict({"hello": config()}), reply_to=message)
+
+    reply = private_mod(Job.of(CENTRAL))(ask("query"), None, hello)
+    assert "hello" in reply.content
+
+
+class TestLocalNoise:
+    def noise(self, step=0.0, seed=1):
+        arrays = model(0.5, {"w": (20_000,)})
+        message = ask(arrays=arrays)
+        job = {**LOCAL, "privacy.insecure": True, "run.seed": seed}
+        reply = send(job, message, inner=client(step))
+        return read_delta(reply.content, Model(arrays))
+
+    def test_its_scale(self):
+        plan = Plan.of(Job.of(LOCAL), 1, 20_000)
+        assert plan.release.relation == "replace"
+        found = float(self.noise().std())
+        assert found == pytest.approx(plan.std, rel=0.03)
+
+    def test_the_update_is_clipped_before(self):
+        """The same noise twice: the difference is the clipped update."""
+        for step, length in ((1e-3, 1e-3 * math.sqrt(20_000)), (10.0, 1.0)):
+            difference = self.noise(step) - self.noise(0.0)
+            assert np.linalg.norm(difference) == pytest.approx(length, rel=1e-2)
+
+    def test_secure_noise_differs_every_time(self):
+        message = ask()
+        found = [
+            read_delta(send(LOCAL, message).content, Model(message.content["arrays"]))
+            for _ in range(2)
+        ]
+        assert not np.array_equal(*found)
+
+    def test_a_node_answers_as_often_as_planned(self):
+        context = make_context(7, {"partition-id": 3}, {})
+        for _ in range(2):
+            assert send(LOCAL, ask(), context).has_content()
+        with pytest.raises(WithheldError, match="budget is spent after 2"):
+            send(LOCAL, ask(), context)
+
+    def test_what_the_client_trained_is_not_in_the_reply(self):
+        message = ask()
+        reply = send(LOCAL, message)
+        assert not np.allclose(
+            read_delta(reply.content, Model(message.content["arrays"])), 0.1, atol=0.01
+        )
+        assert weights(message.content["arrays"])[0] == 0.5
