@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from truststram.errors import ConfigError
 from truststram.job import Job
@@ -217,8 +218,13 @@ def check(job: Job) -> None:
     Raises
     ------
     ConfigError
-        One line for each refusal that applies.
+        One line for each refusal that applies, or what must be installed.
     """
+    if job.privacy.on and find_spec("dp_accounting") is None:
+        raise ConfigError(
+            "privacy.mechanism needs dp-accounting, which is not installed: "
+            "pip install 'truststram-fl[privacy]'."
+        )
     lines = [refusal.line() for refusal in REFUSALS if refusal.applies(job)]
     if lines:
         raise ConfigError("\n".join(lines))
