@@ -159,11 +159,11 @@ def _optimizer(job: Job) -> Strategy:
     """Return the innermost strategy, which also samples the nodes."""
     name = job.server.optimizer
     lr = job.server.lr or USUAL_LR[name]
-    clients = job.round.evaluate in ("auto", "clients", "both") and not job.privacy.on
     sampling = {
         # Under central privacy the cohort is drawn, and kept secret, by that layer.
         "fraction_train": 1.0 if job.privacy.central else job.round.fraction,
-        "fraction_evaluate": job.round.fraction if clients else 0.0,
+        # Whether clients are asked at all is the round loop's decision.
+        "fraction_evaluate": job.round.fraction,
         "min_train_nodes": 1,
         "min_evaluate_nodes": 1,
         "min_available_nodes": job.round.min_nodes,

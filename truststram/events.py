@@ -25,6 +25,7 @@ Events
 ``phase-progress``   round, phase, replies, expected
 ``update-rejected``  round, node, evidence
 ``rule-refused``     round, reason
+``assumed-f``        round, replies, f
 ``incident``         round, node, causes, evidence (by cause), reputation
 ``node-quarantined`` round, node, until (last round left out), reputation
 ``node-released``    round, node
@@ -35,6 +36,12 @@ Events
 ``adversary``        round, attack, nodes (simulations of attacks)
 ``best-model``       round, metric, value
 ``node-refused``     node, reason
+``privacy-plan``     mechanism, scale, epsilon0, unit, relation, trust, epsilon, delta,
+                     rounds, sampling, clip, cohort, noise-to-signal, secure-noise
+``privacy-spent``    round, epsilon, delta, clip
+``privacy-exhausted`` round, epsilon
+``update-zeroed``    node, code
+``final-model``      round, metrics
 ``run-finished``     status (completed | failed | stopped), reason, seconds
 """
 

@@ -230,6 +230,10 @@ def _facts(result: RunResult) -> Iterator[Text]:
     if result.best:
         best = f"{result.best['metric']} {_number(result.best['value'])}"
         yield Text(f"Best: {best} in round {result.best['round']}")
+    if result.final:
+        shown = "  ".join(f"{k} {_number(v)}" for k, v in result.final.items())
+        yield Text(f"Final model (average of the last rounds): {shown}")
+    yield from _privacy(result)
     up = sum(r.bytes_up for r in result.rounds)
     down = sum(r.bytes_down for r in result.rounds)
     yield Text(f"Sent by nodes: {size(up)}, to nodes: {size(down)}")
@@ -244,3 +248,17 @@ def _facts(result: RunResult) -> Iterator[Text]:
     reason = f": {result.reason}" if result.reason else ""
     yield Text(f"Status: {result.status}{reason} ({result.seconds:.1f} s)")
     yield Text(f"Files: {result.dir}")
+
+
+def _privacy(result: RunResult) -> Iterator[Text]:
+    """Yield what was promised and spent."""
+    plan = result.privacy
+    if not plan:
+        return
+    yield Text(
+        f"Privacy: epsilon {plan.get('spent', 0.0):.4g} of {plan['epsilon']:g} spent, "
+        f"delta {plan['delta']:g}; unit {plan['unit']}, {plan['relation']}, "
+        f"{plan['trust']} {plan['mechanism']} noise; {plan['sampling']}"
+    )
+    if not plan["secure-noise"]:
+        yield Text("NOT PRIVATE: privacy.insecure repeats the noise. For tests only.")

@@ -16,6 +16,9 @@ from .events import Event
 
 __all__ = ["Metrics", "RoundReport", "RunResult", "better", "is_lower_better"]
 
+# What every event has.
+CHAIN = {"seq", "time", "kind", "prev", "hash"}
+
 # None stands for NaN or infinity, which JSON does not have.
 Metrics = dict[str, float | None]
 
@@ -108,6 +111,11 @@ class RunResult:
     defence : dict
         What was done about nodes that misbehave (:meth:`.defence.Defence.result`);
         empty if nothing was.
+    privacy : dict
+        The plan that was announced and ``spent``, the epsilon so far; empty without
+        differential privacy by the server.
+    final : dict
+        Metrics of the final model where that is not the last round's (an average).
     """
 
     id: str
@@ -122,6 +130,8 @@ class RunResult:
     nodes: int
     seconds: float
     defence: dict[str, Any] = field(default_factory=dict)
+    privacy: dict[str, Any] = field(default_factory=dict)
+    final: Metrics = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -130,8 +140,10 @@ class RunResult:
 
     @property
     def metrics(self) -> Metrics:
-        """Metrics of the last round that was evaluated."""
-        return next((r.metrics for r in reversed(self.rounds) if r.metrics), {})
+        """Metrics of the final model, or of the last round that was evaluated."""
+        return self.final or next(
+            (r.metrics for r in reversed(self.rounds) if r.metrics), {}
+        )
 
     @classmethod
     def read(cls, folder: Path) -> RunResult:
@@ -148,7 +160,7 @@ class RunResult:
         end: Event = {}
         best: Event = {}
         rounds: dict[int, RoundReport] = {}
-        defence = Defence()
+        defence, privacy, final = Defence(), dict[str, Any](), Metrics()
         for event in log:
             defence.add(event)
             match event["kind"]:
@@ -161,6 +173,12 @@ class RunResult:
                     rounds[event["round"]] = RoundReport.of(event)
                 case "best-model":
                     best = {k: event[k] for k in ("round", "metric", "value")}
+                case "privacy-plan":
+                    privacy = {k: v for k, v in event.items() if k not in CHAIN}
+                case "privacy-spent":
+                    privacy["spent"] = event["epsilon"]
+                case "final-model":
+                    final = event["metrics"]
                 case "run-finished":
                     end = event
         return cls(
@@ -176,6 +194,8 @@ class RunResult:
             nodes=start.get("nodes", 0),
             seconds=end.get("seconds", 0.0),
             defence=defence.result(),
+            privacy=privacy,
+            final=final,
         )
 
     def report(self) -> dict[str, Any]:

@@ -25,16 +25,16 @@ weights, ghost clipping and functorch on every network tried (``benchmarks/dp_sg
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["BookKeeping", "Gradients", "Hooks", "Loss", "trained"]
+__all__ = ["BookKeeping", "Gradients", "Hooks", "Loss", "formulas", "trained"]
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Parameters = Sequence[nn.Parameter]
@@ -96,7 +96,9 @@ class Gradients:
         Tensor of shape (d,)
             Zero where a parameter took no part.
         """
-        sums = {p: weights @ g for p, g in self.formed.items()}
+        sums: dict[torch.Tensor, torch.Tensor] = {
+            p: weights @ g for p, g in self.formed.items()
+        }
         for layer, a, b in self.outer:
             if layer.weight.requires_grad:
                 sums[layer.weight] = (weights[:, None] * b).T @ a
@@ -129,13 +131,13 @@ class BookKeeping:
     """
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
-        self._model, self._loss, self._formulas = model, loss, _formulas()
+        self._model, self._loss, self._formulas = model, loss, formulas()
         for name, module in model.named_modules():
             own = module.named_parameters(name, recurse=False)
             wanted = [label for label, p in own if p.requires_grad]
             if wanted and type(module) not in self._formulas:
                 raise NotImplementedError(wanted[0])
-        self._calls: list[tuple[nn.Module, torch.Tensor, Any]] = []
+        self._calls: list[Any] = []  # layer, input, edge of the output
         self._handles: list[Any] = []
 
     def __enter__(self) -> BookKeeping:
@@ -161,12 +163,14 @@ class BookKeeping:
         self._calls = []
         loss = self._loss(self._model(x), y)
         calls, self._calls = self._calls, []
-        found = torch.autograd.grad(
-            loss, [edge for _, _, edge in calls], allow_unused=True
-        )
+        edges = [edge for _, _, edge in calls]
+        # None for what the loss does not depend on.
+        found: Sequence[Any] = torch.autograd.grad(loss, edges, allow_unused=True)
         # A layer that is called twice, or shares a parameter, adds up its gradients
         # before their norm is taken: they have to be formed.
-        uses = Counter(p for module, _, _ in calls for p in module.parameters(False))
+        uses = Counter(
+            p for module, _, _ in calls for p in module.parameters(recurse=False)
+        )
         gradients = Gradients(len(x))
         for (module, a, _), b in zip(calls, found, strict=True):
             if b is None:
@@ -192,6 +196,8 @@ class Hooks:
     def __enter__(self) -> Hooks:
         from opacus.grad_sample import GradSampleHooks
 
+        # Opacus uses gradients of outputs only, which this warning is not about.
+        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
         # Whether it can handle the model is tried out, not asked.
         self._hooks = GradSampleHooks(self._model, loss_reduction="sum", strict=False)
         return self
@@ -205,8 +211,6 @@ class Hooks:
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> Gradients:
         """Return the gradients of each example's loss; x and y have B rows."""
-        if x.is_floating_point():  # a hook without it warns, and needs more care
-            x = x.detach().requires_grad_(True)
         loss = self._loss(self._model(x), y)
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = Gradients(len(x))
@@ -218,9 +222,7 @@ class Hooks:
         return gradients
 
 
-def _add(
-    gradients: Gradients, samples: dict[nn.Parameter, torch.Tensor]
-) -> None:
+def _add(gradients: Gradients, samples: dict[nn.Parameter, torch.Tensor]) -> None:
     """Add formed gradients of trained parameters."""
     for p, sample in samples.items():
         if p.requires_grad:
@@ -229,7 +231,7 @@ def _add(
             gradients.formed[p] = flat if before is None else before + flat
 
 
-def _formulas() -> dict[type[nn.Module], Callable[..., Any]]:
+def formulas() -> dict[type[nn.Module], Callable[..., Any]]:
     """Return Opacus' gradient of each example, by type of layer."""
     from opacus.grad_sample import GradSampleHooks
     from opacus.layers.dp_rnn import RNNLinear

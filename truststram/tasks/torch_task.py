@@ -134,7 +134,8 @@ class TorchTask(ABC):
         -------
         dict
             ``train-loss``: mean cross-entropy (nats) over all examples and epochs,
-            each measured just before the step that uses it.
+            each measured just before the step that uses it. Empty where single
+            examples are protected: see :mod:`truststram.tasks.dp_sgd`.
 
         Raises
         ------
@@ -143,6 +144,10 @@ class TorchTask(ABC):
         ConfigError
             If the loss is not finite any more.
         """
+        if job.privacy.on and job.privacy.unit == "example":
+            from .dp_sgd import train_private  # needs torch task, and heavy libraries
+
+            return train_private(model, data, job, seed)
         if len(data) == 0:
             raise DataError("There are no training examples on this node.")
         with _seeded(seed) if _draws(model) else nullcontext():

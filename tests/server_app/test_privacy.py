@@ -1,0 +1,187 @@
+"""Whole runs with differential privacy: what is told, what it costs, what is kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from client_app import main as client
+from server_app import checkpoint
+from tests.server_app.test_resume import (
+    after_aggregate,
+    between_record_and_event,
+    killed,
+    mid_checkpoint,
+)
+from tests.support.runs import job, model_bytes, run
+from tests.support.task import FailingNodes, NoServerData, TinyTask
+from truststram import events
+from truststram.engine import LocalGrid, run_local
+from truststram.result import RunResult
+
+CENTRAL = {
+    "privacy.mechanism": "gaussian",
+    "privacy.insecure": True,
+    "round.fraction": 0.8,
+    "server.average": 0.0,
+}
+LOCAL = {"privacy.mechanism": "auto", "privacy.trust": "local", "privacy.epsilon": 15.0}
+
+
+class Telling(TinyTask):
+    """A client whose loss is a number that can be found again."""
+
+    SECRET = 0.1357911
+
+    def train(self, model, data, job, seed):
+        super().train(model, data, job, seed)
+        return {"train-loss": self.SECRET, "secret": self.SECRET}
+
+
+def kinds(folder, kind, run_id="run"):
+    found = events.read(folder / run_id / "events.jsonl")
+    return [event for event in found if event["kind"] == kind]
+
+
+@pytest.mark.parametrize("privacy", [CENTRAL, LOCAL], ids=["central", "local"])
+def test_no_clear_value_of_a_client_is_told(
+    tmp_path, monkeypatch, caplog, capsys, privacy
+):
+    """Not in a message, an event, the report, the log or the output."""
+    answer, sent = LocalGrid._answer, []
+
+    def watched(self, message):
+        reply = answer(self, message)
+        if reply.has_content():
+            sent.append(repr(reply.content) + str(dict(reply.content)))
+        return reply
+
+    monkeypatch.setattr(LocalGrid, "_answer", watched)
+    with caplog.at_level(logging.DEBUG):
+        result = run(tmp_path, changes=privacy, task=Telling)
+    assert result.ok
+    written = [
+        path.read_text()
+        for path in (tmp_path / "run").iterdir()
+        if path.suffix in (".json", ".jsonl")
+    ]
+    told = "".join([*sent, *written, caplog.text, *capsys.readouterr()])
+    assert len(sent) > 10
+    assert "0.13579" not in told
+    assert all(not report.train_metrics for report in result.rounds)
+    counts = [23, 26, 29, 32]  # numbers of examples of nodes 1 to 4
+    assert not any(f"num-examples': {n}" in told for n in counts)
+
+
+def test_without_privacy_the_same_values_are_there(tmp_path):
+    """The test above can fail."""
+    result = run(tmp_path, task=Telling)
+    assert result.rounds[0].train_metrics["secret"] == pytest.approx(Telling.SECRET)
+
+
+@pytest.mark.parametrize("privacy", [CENTRAL, LOCAL], ids=["central", "local"])
+def test_why_a_client_failed_is_not_told(tmp_path, privacy):
+    result = run(tmp_path, changes=privacy, task=FailingNodes)
+    assert result.ok
+    text = (tmp_path / "run" / "events.jsonl").read_text()
+    assert "planned failure" not in text
+    assert "the reason stays on the node" in text
+
+
+def test_clients_are_not_asked_to_evaluate(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        client.app, "_evaluate_func", lambda *a: asked.append(a), raising=False
+    )
+    result = run(tmp_path, changes=CENTRAL, task=NoServerData)
+    assert result.ok
+    assert not asked
+    assert all(not report.metrics for report in result.rounds)
+
+
+def test_the_cohort_is_not_in_the_events(tmp_path):
+    run(tmp_path, changes=CENTRAL)
+    assert all(event["cohort"] == [] for event in kinds(tmp_path, "round-started"))
+
+
+def test_the_ledger_ends_at_the_budget(tmp_path):
+    run(tmp_path, changes=CENTRAL)
+    spent = [event["epsilon"] for event in kinds(tmp_path, "privacy-spent")]
+    assert spent == sorted(spent)
+    assert len(spent) == 5
+    assert 7.9 < spent[-1] <= 8.0
+    record = checkpoint.latest(tmp_path / "run" / "rounds", print)
+    [layer] = [x for x in record.layers if x["name"] == "CentralDP"]
+    assert layer["state"]["ledger"]["releases"]
+
+
+@pytest.mark.parametrize(
+    "point", [after_aggregate, mid_checkpoint, between_record_and_event]
+)
+def test_a_killed_run_resumes_to_the_same_model_and_spend(tmp_path, point):
+    """In the insecure mode, where noise repeats; a round is charged once."""
+    run(tmp_path, "whole", CENTRAL)
+    killed(tmp_path, "broken", point, CENTRAL)
+    run_local(job(tmp_path, "", {**CENTRAL, "run.resume": "broken"}), 5)
+    assert model_bytes(tmp_path, "broken") == model_bytes(tmp_path, "whole")
+    last = kinds(tmp_path, "privacy-spent", "broken")[-1]
+    assert last["epsilon"] == kinds(tmp_path, "privacy-spent", "whole")[-1]["epsilon"]
+
+
+def test_with_secure_noise_released_rounds_stay_and_the_rest_is_fresh(tmp_path):
+    changes = {**CENTRAL, "privacy.insecure": False}
+    killed(tmp_path, "broken", between_record_and_event, changes)
+    kept = checkpoint.latest(tmp_path / "broken" / "rounds", print)
+    assert kept.round == 3
+    [file] = (tmp_path / "broken" / "rounds").glob("round-000003-*")
+    run_local(job(tmp_path, "", {**changes, "run.resume": "broken"}), 5)
+    told = [e["round"] for e in kinds(tmp_path, "round-finished", "broken")]
+    assert told == [1, 2, 3, 4, 5]  # round 3 with the model that was recorded
+    assert not file.exists()  # only the last two are kept
+    assert kinds(tmp_path, "privacy-spent", "broken")[-1]["epsilon"] <= 8.0
+
+
+def test_more_rounds_than_the_budget_stop_the_run(tmp_path):
+    run(tmp_path, changes=CENTRAL)
+    model = model_bytes(tmp_path, "run")
+    more = {**CENTRAL, "run.resume": "run", "train.rounds": 8}
+    with pytest.raises(Exception, match="privacy budget is spent before round 6"):
+        run_local(job(tmp_path, "", more), 5)
+    assert not RunResult.read(tmp_path / "run").ok
+    assert model_bytes(tmp_path, "run") == model
+
+
+def test_local_noise_reaches_the_model(tmp_path):
+    run(tmp_path, "noisy", LOCAL)
+    run(tmp_path, "plain", {})
+    noisy, plain = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("noisy", "plain")
+    )
+    assert any(np.abs(noisy[k] - plain[k]).max() > 0.01 for k in plain)
+
+
+def test_the_final_model_is_the_average_of_the_last_half(tmp_path):
+    changes = {**CENTRAL, "server.average": 0.5, "train.rounds": 4}
+    saved = []
+    write = checkpoint.write
+
+    def watched(folder, record):
+        saved.append({k: a.numpy().copy() for k, a in record.arrays.items()})
+        return write(folder, record)
+
+    checkpoint.write = watched
+    try:
+        run(tmp_path, changes=changes)
+    finally:
+        checkpoint.write = write
+    final = load_file(tmp_path / "run" / "model.safetensors")
+    for name, values in final.items():
+        mean = (saved[-1][name] + saved[-2][name]) / 2
+        np.testing.assert_allclose(values, mean, atol=1e-6)
+    [event] = kinds(tmp_path, "final-model")
+    assert "accuracy" in event["metrics"]
+    assert json.dumps(event)
