@@ -231,7 +231,7 @@ class CentralDP(StrategyLayer):
 
     def state(self) -> dict[str, Any]:
         """Return the ledger, the clip and the number of registered nodes."""
-        ledger = None if self.ledger is None else self.ledger.state()
+        ledger = self._saved if self.ledger is None else self.ledger.state()
         return {"ledger": ledger, "clip": self.clip, "nodes": self._nodes}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
