@@ -65,6 +65,14 @@ app = typer.Typer(
 )
 
 
+analyze = typer.Typer(
+    help="Look into finished runs.",
+    no_args_is_help=True,
+    epilog=_examples("truststram analyze connectivity RUN-A RUN-B"),
+)
+app.add_typer(analyze, name="analyze")
+
+
 def main() -> None:
     """Run the command line; the entry point of ``truststram``."""
     app(prog_name="truststram")
@@ -201,14 +209,43 @@ def show(
     from .progress import summary
     from .result import RunResult
 
-    folder = next(
-        (f for f in (Path(run), dir / run) if (f / "events.jsonl").is_file()), None
-    )
-    if folder is None:
-        raise ConfigError(f"There is no run {run}, neither here nor in {dir}.")
+    folder = _folder(run, dir)
     log = events.read(folder / "events.jsonl")
     _print(summary(RunResult.of(log, folder.resolve())))
     typer.echo(f"Events: {len(log)}, hash chain verified")
+
+
+@analyze.command()
+def connectivity(
+    a: Annotated[str, typer.Argument(metavar="A", help="A finished run.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one, same task.")],
+    dir: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    steps: Annotated[int, typer.Option(help="SGD steps for the curve.")] = 300,
+) -> None:
+    """Compare two final models: is there a path of low loss between them?
+
+    Writes connectivity.json and connectivity.png into the folder of B.
+    """
+    from .connectivity import connectivity as compare
+    from .connectivity import write
+    from .result import RunResult
+
+    first, last = (RunResult.read(_folder(name, dir).resolve()) for name in (a, b))
+    found = compare(first, last, steps=steps)
+    data, picture = write(found, first.id, last.id, last.dir)
+    typer.echo(f"Loss at A {found.line_loss[0]:.4f}, at B {found.line_loss[-1]:.4f}")
+    typer.echo(f"Barrier on the straight line: {found.line_barrier:+.4f}")
+    typer.echo(f"Barrier on the trained curve: {found.curve_barrier:+.4f}")
+    typer.echo(f"Files: {data}, {picture}")
+
+
+def _folder(run: str, dir: Path) -> Path:
+    """Return the folder of a run that is named, or is one."""
+    places = (Path(run), dir / run)
+    found = next((f for f in places if (f / "events.jsonl").is_file()), None)
+    if found is None:
+        raise ConfigError(f"There is no run {run}, neither here nor in {dir}.")
+    return found
 
 
 def _print(what: Any) -> None:

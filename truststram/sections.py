@@ -64,8 +64,7 @@ class ServerKeys:
     )
     lr: float = _key(
         0.0,
-        "server learning rate; 0: the usual one (sgd 1, others 0.03; by the noise with "
-        "differential privacy)",
+        "server learning rate; 0: the usual one (sgd 1, others 0.03)",
         low=0,
     )
     momentum: float = _key(0.0, "server momentum (sgd)", low=0, high=1, open_high=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache, lru_cache
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
@@ -18,10 +19,13 @@ __all__ = ["calibrate", "least_noise", "noise_std"]
 
 # Relative accuracy of the noise found.
 CLOSE = 1e-5
+# A first search discretises this much more coarsely.
+COARSE = 8
 # Stands for an infinite epsilon in the search.
 HUGE = 1e9
 
 
+@lru_cache(maxsize=256)
 def calibrate(
     mechanism: str,
     epsilon: float,
@@ -83,13 +87,13 @@ def calibrate(
         return Release(name, epsilon0=math.exp(-log_noise), gamma=gamma, **made)  # type: ignore[arg-type]
 
     if name != "staircase" or (rounds == 1 and sampling.rate == 1):
-        return make(least_noise(lambda x: target.cost(make(x)), start))
+        return make(least_noise(lambda x, coarse: target.cost(make(x), coarse), start))
     least = start
 
     def log_std(log_gamma: float) -> float:
         nonlocal least
         gamma = math.exp(log_gamma)
-        least = least_noise(lambda x: target.quick(make(x, gamma)), least, 1e-4)
+        least = _root(lambda x: target.quick(make(x, gamma)), least, 1e-4, 0.01)
         return math.log(noise_std(make(least, gamma)))
 
     bounds = (math.log(1e-4), math.log(0.5))
@@ -97,7 +101,9 @@ def calibrate(
         log_std, bounds=bounds, method="bounded", options={"xatol": 0.03}
     )
     gamma = math.exp(float(found.x))
-    return make(least_noise(lambda x: target.cost(make(x, gamma)), least), gamma)
+    return make(
+        least_noise(lambda x, coarse: target.cost(make(x, gamma), coarse), least), gamma
+    )
 
 
 def noise_std(release: Release, clip: float = 1.0) -> float:
@@ -129,10 +135,11 @@ class _Target:
         self._epsilon, self._delta, self._rounds = epsilon, delta, rounds
         self._adaptive = adaptive
 
-    def cost(self, release: Release) -> float:
-        """Return log(cost / budget), computed as the ledger does."""
+    def cost(self, release: Release, coarse: int) -> float:
+        """Return log(cost / budget), with ``coarse`` 1 as the ledger computes it."""
         if not self._adaptive:
-            return self._log(epsilon_at({release: self._rounds}, self._delta))
+            made = {release: self._rounds}
+            return self._log(epsilon_at(made, self._delta, coarse=coarse))
         curve = self._rounds * np.array(rdp(release))
         one_order = [
             epsilon_of([r], [a], (1 - RESERVE) * self._delta)
@@ -143,7 +150,7 @@ class _Target:
     def quick(self, release: Release) -> float:
         """Return the cost of scalar staircase noise, faster where that is possible."""
         if self._adaptive or release.sampling.rate < 1:
-            return self.cost(release)
+            return self.cost(release, COARSE)
         loss = atoms(release.epsilon0, release.gamma)
         p, first = compose(loss, self._rounds)
         left = self._delta - self._rounds * release.delta_slack
@@ -153,21 +160,35 @@ class _Target:
         return math.log(min(max(cost, 1 / HUGE), HUGE) / self._epsilon)
 
 
-def least_noise(
-    excess: Callable[[float], float], start: float, close: float = CLOSE
-) -> float:
-    """Return the least logarithm of the noise at which a falling excess is <= 0.
+def least_noise(excess: Callable[[float, int], float], start: float) -> float:
+    """Return the least logarithm of the noise at which a cost is within its budget.
 
     Parameters
     ----------
     excess : callable
-        Logarithm of cost over budget.
+        Logarithm of cost over budget; falls with the first argument. The second is how
+        coarsely it is computed (:func:`~.pld.epsilon_at`).
     start : float
         Where to begin; a better guess is faster.
-    close : float
-        Accuracy; the result is never below the least.
+
+    Returns
+    -------
+    float
+        At most 1e-4 above the least, never below.
     """
-    step, low, high = 0.05, start, start
+    near = _root(lambda x: excess(x, COARSE), start, 1e-3, 0.05)
+    return _root(lambda x: excess(x, 1), near, CLOSE, 0.002)
+
+
+def _root(
+    excess: Callable[[float], float], start: float, close: float, step: float
+) -> float:
+    """Return about the least x with excess(x) <= 0, on that side of it."""
+    # The ends of the bracket are asked for again by brentq.
+    excess = cache(excess)
+    low = high = start
+    # Costs fall at least about as fast as noise grows.
+    step = max(step, min(1.2 * abs(excess(start)), 2.0))
     if excess(start) > 0:
         while excess(high) > 0:
             low, high, step = high, high + step, 2 * step

@@ -61,6 +61,8 @@ PURE = ("staircase", "staircase-ball", "laplace-ball")
 MECHANISMS = (*SCALED, *PURE)
 # exp(-700) is about the smallest double.
 MOST_LOSS = 700.0
+# A Gaussian with less noise than this part of the clip hides nothing.
+LEAST_SCALE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,8 @@ def _check_noise(release: Release) -> None:
             f"{release.mechanism} takes {used} > 0 and no {unused}; got "
             f"{used} = {value}, {unused} = {other}."
         )
+    if release.mechanism == "gaussian" and release.scale < LEAST_SCALE:
+        raise ValueError(f"scale = {value}: expected >= {LEAST_SCALE:g}.")
     if release.mechanism != "gaussian" and release.pure_epsilon > MOST_LOSS:
         raise ValueError(f"{used} = {value}: a release of epsilon > {MOST_LOSS:g}.")
     if release.mechanism == "staircase" and release.dimension > 1:

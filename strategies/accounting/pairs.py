@@ -66,11 +66,12 @@ def points(release: Release, reach: float = 0.0) -> Pair:
     epsilon = release.pure_epsilon
     if release.mechanism == "gaussian":
         shift = release.sensitivity / release.scale
-        x, weight = _panels(reach + TAIL + shift, min(1.0, 1 / shift))
+        x, weight = _panels(reach + TAIL + shift, max(0.02, min(1.0, 1 / shift)))
         base = np.log(weight) - 0.5 * math.log(2 * math.pi)
         return base - (x - shift / 2) ** 2 / 2, base - (x + shift / 2) ** 2 / 2
     if release.mechanism == "laplace":
-        loss, weight = _panels(epsilon, min(1.0, epsilon))
+        # Fine enough for exp(order * loss) up to order 256.
+        loss, weight = _panels(epsilon, 0.125)
         inner = np.log(weight / 4) + (loss - epsilon) / 2
         log_p = np.concatenate([[-epsilon], inner, [0.0]])
         log_p[[0, -1]] -= math.log(2)

@@ -25,7 +25,7 @@ from functools import lru_cache, reduce
 import numpy as np
 from dp_accounting.pld import privacy_loss_distribution as dp
 
-from .events import Release
+from .events import MOST_LOSS, Release
 from .pairs import Doubles, deviation, pairs
 
 __all__ = ["LEAST_DELTA", "delta_at", "distribution", "epsilon_at", "interval"]
@@ -38,7 +38,9 @@ LEAST_DELTA = 1e-10
 UNLIKELY = 1e-16
 
 
-def epsilon_at(releases: Mapping[Release, int], delta: float) -> float:
+def epsilon_at(
+    releases: Mapping[Release, int], delta: float, *, coarse: int = 1
+) -> float:
     """Return the least epsilon of a composition that was fixed beforehand.
 
     Parameters
@@ -48,6 +50,9 @@ def epsilon_at(releases: Mapping[Release, int], delta: float) -> float:
         release comes next, and its noise, may not.
     delta : float
         At least 1e-10.
+    coarse : int
+        A power of two: discretise that many times more coarsely, for a first look. The
+        result is still an upper bound.
 
     Returns
     -------
@@ -63,7 +68,7 @@ def epsilon_at(releases: Mapping[Release, int], delta: float) -> float:
     left = delta - _slack(releases)
     if left < 0:
         return math.inf
-    composed, pure = _composed(releases), _pure(releases)
+    composed, pure = _composed(releases, coarse), _pure(releases)
     if composed is None:
         return 0.0
     if left <= ROUNDING:
@@ -140,9 +145,10 @@ def _fixed_size(
     multiples of the interval delta is interpolated linearly in e^eps, its upper bound
     since it is convex.
     """
-    steps = 1024
-    while base.get_delta_for_epsilon(steps * interval) > UNLIKELY and steps < 2**22:
+    steps, most = 1024, int(MOST_LOSS / interval)
+    while base.get_delta_for_epsilon(steps * interval) > UNLIKELY and steps < most:
         steps *= 2
+    steps = min(steps, most)
     epsilon = np.arange(steps + 1) * interval
     delta = rate * np.asarray(
         base.get_delta_for_epsilon(np.log1p(np.expm1(epsilon) / rate))
@@ -179,12 +185,14 @@ def _power(release: Release, interval: float, count: int) -> dp.PrivacyLossDistr
     return distribution(release, interval).self_compose(count)
 
 
-def _composed(releases: Mapping[Release, int]) -> dp.PrivacyLossDistribution | None:
+def _composed(
+    releases: Mapping[Release, int], coarse: int = 1
+) -> dp.PrivacyLossDistribution | None:
     """Return the distribution of all releases, None for no release."""
     groups = [(release, count) for release, count in releases.items() if count]
     if not groups:
         return None
-    width = min(interval(release) for release, _ in groups)
+    width = coarse * min(interval(release) for release, _ in groups)
     # In a fixed order: equal sets of releases have bit for bit equal results.
     groups.sort(key=lambda group: repr(group[0]))
     powers = [_power(release, width, count) for release, count in groups]

@@ -22,7 +22,7 @@ __all__ = ["OnPlateau", "Schedule", "constant", "increasing", "release_of", "sca
 Schedule = list[tuple[Release, int]]
 
 # Different noise levels cost a convolution each; nobody needs more.
-LEVELS = 8
+LEVELS = 6
 
 
 def constant(
@@ -89,11 +89,11 @@ def increasing(
         found = [scaled(middle, factor * fall) for fall in falls]
         return list(zip(found, counts, strict=True))
 
-    def excess(log_factor: float) -> float:
-        cost = epsilon_at(dict(make(log_factor)), delta)
+    def excess(log_factor: float, coarse: int) -> float:
+        cost = epsilon_at(dict(make(log_factor)), delta, coarse=coarse)
         return math.log(min(max(cost, 1e-9), 1e9) / epsilon)
 
-    return make(least_noise(excess, 0.0, 1e-4))
+    return make(least_noise(excess, 0.0))
 
 
 def scaled(release: Release, factor: float) -> Release:

@@ -28,10 +28,9 @@ Norm = Literal["l1", "l2"]
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
-# Rounding shortens an update of norm C by C * 2**-FINER at most ...
+# Rounding moves a dense update of norm C by C * 2**-FINER or so, at most twice that.
 FINER = 13
-# ... and C has at least this many steps, at most so many that norms are exact: see
-# `to_lattice`.
+# C has at least 2**20 steps, and at most so many that norms are exact: `to_lattice`.
 LEAST_BITS, MOST_BITS = 20, {"l1": 48, "l2": 25}
 # Clips beyond 2**-60 and 2**60 would leave the range of float32.
 CLIP_BITS = 60

@@ -23,6 +23,8 @@ FIXED = Sampling("fixed", 0.1, 1000)
         ({"scale": 0.0}, "takes scale > 0"),
         ({"scale": -1.0}, "takes scale > 0"),
         ({"scale": math.nan}, "finite"),
+        ({"scale": 1e-4}, "scale = 0.0001"),
+        ({"mechanism": "laplace", "scale": 1e-3}, "epsilon > 700"),
         ({"scale": True}, "finite"),
         ({"epsilon0": 1.0}, "no epsilon0"),
         ({"mechanism": "staircase"}, "takes epsilon0 > 0 and no scale"),

@@ -72,7 +72,7 @@ def test_laplace_is_mironovs_closed_form():
     up = orders / (2 * orders - 1) * np.exp((orders - 1) / b)
     down = (orders - 1) / (2 * orders - 1) * np.exp(-orders / b)
     closed = np.log(up + down) / (orders - 1)
-    assert rdp(Release("laplace", scale=b)) == pytest.approx(closed, rel=1e-9)
+    assert rdp(Release("laplace", scale=b)) == pytest.approx(closed.tolist(), rel=1e-9)
 
 
 @pytest.mark.parametrize("release", EVERY_KIND)
@@ -148,9 +148,9 @@ def test_the_filter_stops_before_exceeding(orders, fall):
     assert sum(made.values()) > 10
 
 
-def test_more_orders_cost_delta_and_never_help_an_order():
+def test_orders_that_are_of_no_use_cost_delta():
     """Each of k orders gets delta / k."""
-    one, many = RdpFilter(4.0, 1e-5, (6.0,)), RdpFilter(4.0, 1e-5, (6.0, 250.0, 251.0))
+    one, many = RdpFilter(4.0, 1e-5, (6.0,)), RdpFilter(4.0, 1e-5, (1.2, 1.3, 6.0))
     release = Release("gaussian", scale=10.0)
     one.add(release)
     many.add(release)
