@@ -14,7 +14,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from truststram.techniques import stack
 
-from .node import job_of
+from .node import job_of, permit
 
 __all__ = ["stack_mod"]
 
@@ -25,6 +25,7 @@ def stack_mod(
     """Pass ``message`` through the mods of its job, outermost first."""
     job = job_of(context)
     stack.check(job)
+    permit(job, context)
     handler = call_next
     for mod in reversed(stack.mods(job)):
         handler = partial(_call, mod, handler)

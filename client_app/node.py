@@ -15,12 +15,21 @@ from typing import Any, cast
 from flwr.app import Context
 
 from truststram._flower import in_simulated_node
+from truststram.errors import ConfigError
 from truststram.job import Job, Value
 from truststram.task import Node, Task
 from truststram.tasks import load_task
 from truststram.techniques import refuse_outside_simulation
 
-__all__ = ["is_simulated", "job_of", "local_job", "node_of", "task_of", "train_data"]
+__all__ = [
+    "is_simulated",
+    "job_of",
+    "local_job",
+    "node_of",
+    "permit",
+    "task_of",
+    "train_data",
+]
 
 
 def job_of(context: Context) -> Job:
@@ -31,6 +40,34 @@ def job_of(context: Context) -> Job:
 @lru_cache(maxsize=8)
 def _job(items: tuple[tuple[str, Value], ...]) -> Job:
     return Job.of(dict(items))
+
+
+def permit(job: Job, context: Context) -> None:
+    """Refuse a job that this node's operator does not allow.
+
+    Node config: ``max-epsilon``, the weakest differential privacy that the node answers
+    (a job without any is refused too); ``local-noise``: only jobs in which this node
+    adds the noise itself, so that the server need not be trusted.
+
+    Raises
+    ------
+    ConfigError
+        With what the job says and what the node allows.
+    """
+    keys, config = job.privacy, context.node_config
+    if keys.insecure and not is_simulated(context):
+        raise ConfigError(
+            "privacy.insecure: the server could subtract the noise; simulations only."
+        )
+    most = config.get("max-epsilon")
+    if most is not None and not (keys.on and keys.epsilon <= float(most)):
+        found = f"epsilon {keys.epsilon:g}" if keys.on else "no differential privacy"
+        raise ConfigError(f"The job has {found}; this node allows epsilon {most}.")
+    if config.get("local-noise") and not (keys.on and not keys.central):
+        raise ConfigError(
+            "This node answers only jobs in which it adds the noise itself "
+            "(privacy.trust = local)."
+        )
 
 
 def is_simulated(context: Context) -> bool:

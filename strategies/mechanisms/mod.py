@@ -15,6 +15,8 @@ Message format: that of :mod:`..update`, with ``num-examples`` 1.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from logging import ERROR
 
 import numpy as np
@@ -35,13 +37,14 @@ from truststram.job import Job
 from truststram.records import Float32, records_of
 from truststram.rng import derive_seed
 
+from ..accounting.events import Release
 from ..base import NUM_EXAMPLES
 from ..update import Model, read_delta, with_delta
 from .clip import clip
 from .csprng import Source
 from .lattice import from_lattice
 from .noise import draw, lattice_for
-from .plan import planned
+from .plan import Plan, planned
 
 __all__ = ["WithheldError", "private_mod"]
 
@@ -104,9 +107,7 @@ def _withheld(
 def _noisy(job: Job, delta: Float32, context: Context) -> Float32:
     """Return the update clipped and noised, if the budget allows another one."""
     plan = planned(job, 1, len(delta))
-    done = _count(context)
-    if done >= plan.rounds:
-        raise WithheldError(f"the privacy budget is spent after {done} releases")
+    done = _charge(job, plan, context)
     source = Source()
     if job.privacy.insecure:
         node = str(context.node_config.get("partition-id", context.node_id))
@@ -114,10 +115,36 @@ def _noisy(job: Job, delta: Float32, context: Context) -> Float32:
     on = lattice_for(plan.release, plan.lattice_clip, len(delta))
     integers = clip(delta, on).integers
     integers += draw(plan.release, on.units, len(delta), source)
-    context.state[STATE] = ConfigRecord({RELEASES: done + 1})
     return from_lattice(integers, on)
 
 
-def _count(context: Context) -> int:
+def _charge(job: Job, plan: Plan, context: Context) -> int:
+    """Count one release before it is made; return how many were made before.
+
+    A run that was continued with more rounds has other noise than before, so what
+    matters is the sum: the ledger of all releases, not their number.
+    """
     record = context.state.get(STATE)
-    return int(record[RELEASES]) if isinstance(record, ConfigRecord) else 0  # type: ignore[arg-type]
+    made = json.loads(str(record[RELEASES])) if isinstance(record, ConfigRecord) else []
+    done = sum(int(count) for _, count in made)
+    found = {Release.from_dict(values): count for values, count in made}
+    fits = (
+        done < plan.rounds if set(found) <= {plan.release} else _fits(job, plan, found)
+    )
+    if not fits:
+        raise WithheldError(f"the privacy budget is spent after {done} releases")
+    found[plan.release] = found.get(plan.release, 0) + 1
+    text = json.dumps([[release.as_dict(), n] for release, n in found.items()])
+    context.state[STATE] = ConfigRecord({RELEASES: text})
+    return done
+
+
+def _fits(job: Job, plan: Plan, made: Mapping[Release, int]) -> bool:
+    """Return whether one more release fits beside others, with other noise."""
+    ledger = plan.ledger(job)
+    try:
+        for release, count in [*made.items(), (plan.release, 1)]:
+            ledger.charge(release, count)
+    except ValueError:  # beyond the budget, or of another relation
+        return False
+    return True

@@ -13,6 +13,7 @@ from strategies.update import Model, is_delta, read_delta
 from tests.support.task import TinyTask
 from truststram import __version__
 from truststram._flower import make_context
+from truststram.errors import ConfigError
 from truststram.job import Job
 from truststram.rng import derive_seed
 from truststram.tasks import register_task
@@ -116,7 +117,7 @@ def test_the_operator_decides_which_tasks_are_allowed():
         ("task.name", "tests.support.task:TinyTask", "is unknown here"),
         ("train.lr", -1.0, "expected > 0"),
         ("surprise.key", 1, "Unknown key"),
-        ("privacy.mechanism", "gaussian", "not available in this version"),
+        ("compression.codec", "q8", "not available in this version"),
     ],
 )
 def test_a_config_that_cannot_be_honoured_is_an_error(key, value, reason):
@@ -139,3 +140,29 @@ def test_a_model_of_another_shape_is_an_error():
 
 def test_seed_is_63_bits():
     assert 0 <= derive_seed(1, "train", "2", 1) < 2**63
+
+
+DEPLOYED = {"task-code": "tiny=tests.support.task:TinyTask"}
+LOCAL = {"privacy.mechanism": "gaussian", "privacy.trust": "local"}
+
+
+@pytest.mark.parametrize(
+    ("node", "job", "words"),
+    [
+        ({"max-epsilon": 4.0}, {}, "no differential privacy"),
+        ({"max-epsilon": 4.0}, LOCAL, "epsilon 8"),
+        ({"local-noise": True}, {"privacy.mechanism": "gaussian"}, "itself"),
+        ({"local-noise": True}, {}, "itself"),
+        (DEPLOYED, {**LOCAL, "privacy.insecure": True}, "subtract the noise"),
+    ],
+)
+def test_a_node_refuses_less_privacy_than_its_operator_wants(node, job, words):
+    base = node if node is DEPLOYED else {**SIMULATED, **node}
+    with pytest.raises(ConfigError, match=words):
+        app(message("train"), context(base, **job))
+
+
+def test_a_node_answers_what_its_operator_allows():
+    node = {**SIMULATED, "max-epsilon": 8.0, "local-noise": True}
+    reply = app(message("train"), context(node, **LOCAL))
+    assert dict(reply.content["metrics"]) == {"num-examples": 1}

@@ -137,6 +137,19 @@ class TestLocalNoise:
         with pytest.raises(WithheldError, match="budget is spent after 2"):
             send(LOCAL, ask(), context)
 
+    def test_a_continued_run_with_more_rounds_does_not_overspend(self):
+        """Two of two rounds are made; the server then says that there are 40."""
+        context = make_context(7, {"partition-id": 3}, {})
+        for _ in range(2):
+            send(LOCAL, ask(), context)
+        with pytest.raises(WithheldError, match="budget is spent after 2"):
+            send({**LOCAL, "train.rounds": 40}, ask(), context)
+
+    def test_a_run_that_was_planned_longer_may_go_on(self):
+        context = make_context(7, {"partition-id": 3}, {})
+        send({**LOCAL, "train.rounds": 40}, ask(), context)
+        assert send({**LOCAL, "train.rounds": 60}, ask(), context).has_content()
+
     def test_what_the_client_trained_is_not_in_the_reply(self):
         message = ask()
         reply = send(LOCAL, message)
