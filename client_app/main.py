@@ -39,6 +39,10 @@ def train(message: Message, context: Context) -> Message:
     _one_thread_in_simulation()
     job, task = local_job(context), task_of(context)
     server_round = int(message.content["config"]["server-round"])  # type: ignore[arg-type]  # set by every Flower strategy
+    if job.privacy.unit == "example" and job.privacy.on:
+        from truststram.tasks.dp_sgd import check_task  # Opacus takes seconds to import
+
+        check_task(task)
     node = node_of(context, server_round)
     data = train_data(context)
     if len(data) == 0:

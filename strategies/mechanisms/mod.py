@@ -49,7 +49,7 @@ from .plan import Plan, planned
 __all__ = ["WithheldError", "private_mod"]
 
 # Where a node counts its releases: context.state, which Flower keeps per run and node.
-STATE, RELEASES = "truststram-privacy", "releases"
+STATE, RELEASES, ROUNDS = "truststram-privacy", "releases", "rounds"
 
 
 class WithheldError(TrustStramError):
@@ -77,6 +77,8 @@ def private_mod(job: Job) -> Mod:
             raise WithheldError("evaluation on private data is not released")
         if kind != MessageType.TRAIN:
             return call_next(message, context)
+        if job.privacy.unit == "example":
+            _count_round(job, context)
         reply = _withheld(message, context, call_next)
         if not reply.has_content():
             return reply
@@ -116,6 +118,23 @@ def _noisy(job: Job, delta: Float32, context: Context) -> Float32:
     integers = clip(delta, on).integers
     integers += draw(plan.release, on.units, len(delta), source)
     return from_lattice(integers, on)
+
+
+def _count_round(job: Job, context: Context) -> None:
+    """Count a round of DP-SGD before it is trained, also one that is asked again.
+
+    The noise of every step was planned for ``train.rounds``: another number later
+    would not fit to it.
+    """
+    record = context.state.get(STATE)
+    planned_for, done = job.train.rounds, 0
+    if isinstance(record, ConfigRecord):
+        planned_for, done = (int(x) for x in json.loads(str(record[ROUNDS])))
+    if planned_for != job.train.rounds:
+        raise WithheldError(f"the noise was planned for {planned_for} rounds")
+    if done >= planned_for:
+        raise WithheldError(f"the privacy budget is spent after {done} rounds")
+    context.state[STATE] = ConfigRecord({ROUNDS: json.dumps([planned_for, done + 1])})
 
 
 def _charge(job: Job, plan: Plan, context: Context) -> int:

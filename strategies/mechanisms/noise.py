@@ -17,7 +17,7 @@ from . import gaussian, laplace, staircase
 from .csprng import Source
 from .lattice import Lattice, Norm, lattice
 
-__all__ = ["delta_slack", "draw", "lattice_for", "std", "support"]
+__all__ = ["delta_slack", "draw", "epsilon_slack", "lattice_for", "std", "support"]
 
 Integers = NDArray[np.int64]
 
@@ -122,6 +122,30 @@ def delta_slack(release: Release, d: int) -> float:
     if release.mechanism.startswith("staircase"):
         return staircase.DELTA_SLACK
     return laplace.delta_slack(d)
+
+
+def epsilon_slack(release: Release, d: int, draws: int) -> float:
+    """Return what the finite bits of the samplers cost in epsilon.
+
+    Parameters
+    ----------
+    d : int
+        Values of one release.
+    draws : int
+        Values of all releases of a run.
+
+    Returns
+    -------
+    float
+        To be taken off epsilon. 0 for the ball mechanisms, for which there is no
+        bound: their radius and direction are drawn with 53 bits or more.
+    """
+    units = lattice_for(release, 1.0, d).units
+    if release.mechanism == "gaussian":
+        return gaussian.epsilon_slack(release.scale * units, draws)
+    if release.mechanism == "laplace":
+        return laplace.epsilon_slack(release.scale * units, draws)
+    return 0.0
 
 
 def _norm(release: Release) -> Norm:

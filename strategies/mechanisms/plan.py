@@ -17,7 +17,7 @@ from ..accounting.calibrate import calibrate, noise_std
 from ..accounting.compare import Choice, best, compare
 from ..accounting.events import EVERYONE, Release, Sampling
 from ..accounting.ledger import Ledger
-from .noise import delta_slack
+from .noise import delta_slack, epsilon_slack
 
 __all__ = ["Plan", "Setting", "choices", "planned", "setting"]
 
@@ -97,13 +97,8 @@ class Plan:
             If there is no such guarantee, with the reason.
         """
         keys, chosen = job.privacy, setting(job)
-        target, slack = _target(job, dimension)
         try:
-            if keys.mechanism == "auto" and not keys.clip_quantile:
-                release = best(*target, delta_slack=slack)
-            else:
-                name = "gaussian" if keys.mechanism == "auto" else keys.mechanism
-                release = calibrate(name, *target, delta_slack=slack)
+            release = _calibrated(job, dimension)
         except ValueError as error:
             raise ConfigError(f"privacy: {error}") from None
         cohort = nodes * job.round.fraction if chosen.trust == "central" else 1.0
@@ -167,14 +162,36 @@ def planned(job: Job, nodes: int, dimension: int) -> Plan:
     return Plan.of(job, nodes, dimension)
 
 
+def _calibrated(job: Job, dimension: int) -> Release:
+    """Return the release; what the samplers' finite bits cost is taken off first."""
+    keys = job.privacy
+    draws = dimension * job.train.rounds
+    bits = 2.0**-14 * keys.epsilon
+    while bits < keys.epsilon / 2:
+        target, slack = _target(job, dimension, keys.epsilon - bits)
+        if keys.mechanism == "auto" and not keys.clip_quantile:
+            release = best(*target, delta_slack=slack)
+        else:
+            name = "gaussian" if keys.mechanism == "auto" else keys.mechanism
+            release = calibrate(name, *target, delta_slack=slack)
+        needed = epsilon_slack(release, dimension, draws)
+        if needed <= bits:
+            return release
+        bits = 1.1 * needed
+    raise ValueError(
+        f"epsilon {keys.epsilon:g} is too small for {draws:.2g} random numbers of 54 "
+        "bits: use fewer rounds or a smaller model"
+    )
+
+
 def choices(job: Job, dimension: int) -> list[Choice]:
     """Return every mechanism at the job's budget, least noise first."""
-    target, slack = _target(job, dimension)
+    target, slack = _target(job, dimension, job.privacy.epsilon)
     return compare(*target, delta_slack=slack)
 
 
 def _target(
-    job: Job, dimension: int
+    job: Job, dimension: int, epsilon: float
 ) -> tuple[tuple[float, float, int, Sampling, str, int], float]:
     """Return the arguments of calibration, and the slack of the samplers in delta."""
     keys, chosen = job.privacy, setting(job)
@@ -188,6 +205,6 @@ def _target(
         Release("laplace-ball", epsilon0=1.0, dimension=dimension),
     )
     slack = max(delta_slack(release, dimension) for release in probes)
-    budget = keys.epsilon, keys.delta, job.train.rounds
+    budget = epsilon, keys.delta, job.train.rounds
     what = chosen.sampling, chosen.relation, dimension
     return (*budget, *what), slack * (1 + math.exp(keys.epsilon))

@@ -66,14 +66,15 @@ class Gradients:
 
     def norms(self) -> torch.Tensor:
         """Return the L2 norm of each example's whole gradient, shape (B,)."""
-        squares = [g.square().sum(1) for g in self.formed.values()]
-        for layer, a, b in self.outer:
-            inputs = a.square().sum(1) if layer.weight.requires_grad else 0.0
+        formed = self.formed.values()
+        squares = [torch.linalg.vector_norm(g, dim=1).double().square() for g in formed]
+        for layer, a, b in self.outer:  # tiny times huge: only float64 holds both
+            inputs = a.double().square().sum(1) if layer.weight.requires_grad else 0.0
             biased = layer.bias is not None and layer.bias.requires_grad
-            squares.append(b.square().sum(1) * (inputs + float(biased)))
+            squares.append(b.double().square().sum(1) * (inputs + float(biased)))
         if not squares:
             return torch.zeros(self.rows)
-        return torch.stack(squares).sum(0).sqrt()
+        return torch.stack(squares).sum(0).sqrt().float()
 
     def forget(self, rows: torch.Tensor) -> None:
         """Set the gradients of some examples to zero; rows has shape (B,), bool."""
@@ -97,13 +98,13 @@ class Gradients:
             Zero where a parameter took no part.
         """
         sums: dict[torch.Tensor, torch.Tensor] = {
-            p: weights @ g for p, g in self.formed.items()
+            p: weights.to(g.dtype) @ g for p, g in self.formed.items()
         }
         for layer, a, b in self.outer:
             if layer.weight.requires_grad:
-                sums[layer.weight] = (weights[:, None] * b).T @ a
+                sums[layer.weight] = (weights.to(b.dtype)[:, None] * b).T @ a
             if layer.bias is not None and layer.bias.requires_grad:
-                sums[layer.bias] = weights @ b
+                sums[layer.bias] = weights.to(b.dtype) @ b
         parts = [sums[p] if p in sums else torch.zeros_like(p) for p in parameters]
         return torch.cat([part.reshape(-1) for part in parts])
 

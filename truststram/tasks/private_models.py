@@ -138,8 +138,7 @@ def _made_up(like: torch.Tensor) -> torch.Tensor:
 def _weighed(scores: torch.Tensor, _: object = None) -> torch.Tensor:
     """Return a loss whose gradient does not vanish where a model is sure."""
     flat = scores.flatten(1)
-    weights = torch.linspace(1, 2, flat.shape[1], device=flat.device)
-    return (flat * weights).sum()
+    return (flat * torch.linspace(1, 2, flat.shape[1], device=flat.device)).sum()
 
 
 @contextmanager
@@ -169,9 +168,8 @@ def _alone(model: nn.Module, x: torch.Tensor) -> list[list[torch.Tensor]]:
         if not torch.equal(buffer, before[name]):
             buffer.copy_(before[name])
             layer, _, own = name.rpartition(".")
-            module = model.get_submodule(layer)
             why = f"changes its buffer {own!r} while it trains"
-            raise _refused(layer, module, why, _NORM)
+            raise _refused(layer, model.get_submodule(layer), why, _NORM)
     return found
 
 
@@ -186,7 +184,7 @@ def _compare(
     for place, own in enumerate(alone):
         only = torch.zeros(_PROBES, device=x.device)
         only[place] = 1
-        total = found.total(only.to(own[0].dtype), parameters)
+        total = found.total(only, parameters)
         parts = torch.split(total, [p.numel() for p in parameters])
         whole = torch.stack([g.norm() for g in own]).norm()
         room = _TOLERANCE * float(whole)
@@ -211,7 +209,8 @@ def _not_alone(model: nn.Module, parameter: str, x: torch.Tensor) -> ConfigError
             torch.allclose(*pair, 1e-3, 1e-5) for pair in zip(batch, own, strict=True)
         ]
         if same == [True, False]:  # in, out
-            return _refused(name, module, _REFUSED[0][1], _NORM)
+            why = "mixes the examples of a batch, or draws without nn.Dropout"
+            return _refused(name, module, why, _NORM)
     name, _, own_name = parameter.rpartition(".")
     why = f"has its {own_name!r} used without calling the layer"
     return _refused(name, model.get_submodule(name), why, _KNOWN)
@@ -225,10 +224,8 @@ def _seen(model: nn.Module, x: torch.Tensor) -> list[Any]:
         if all(isinstance(t, torch.Tensor) for t in (*inputs[:1], output)):
             calls.append((name, module, inputs[0].clone(), output.clone()))
 
-    handles = [
-        module.register_forward_hook(partial(note, name))
-        for name, module in model.named_modules()
-    ]
+    named = model.named_modules()
+    handles = [m.register_forward_hook(partial(note, name)) for name, m in named]
     with torch.no_grad():
         model(x)
     for handle in handles:
