@@ -169,6 +169,9 @@ def _optimizer(job: Job) -> Strategy:
         "min_available_nodes": job.round.min_nodes,
     }
     if name == "sgd":
-        return ServerSGD(lr=lr, momentum=job.server.momentum, **sampling)
+        # The usual rate under central privacy depends on the noise: that layer sets it.
+        usual = 0.9 if job.privacy.central and job.server.lr == 0 else 0.0
+        momentum = job.server.momentum or usual
+        return ServerSGD(lr=lr, momentum=momentum, **sampling)
     adaptive = {"adam": FedAdam, "yogi": FedYogi, "adagrad": FedAdagrad}[name]
     return adaptive(eta=lr, **sampling)  # type: ignore[no-any-return]  # a table of types

@@ -37,7 +37,8 @@ Events
 ``best-model``       round, metric, value
 ``node-refused``     node, reason
 ``privacy-plan``     mechanism, scale, epsilon0, unit, relation, trust, epsilon, delta,
-                     rounds, sampling, clip, cohort, noise-to-signal, secure-noise
+                     rounds, sampling, clip, cohort, server-rate, noise-to-signal,
+                     secure-noise
 ``privacy-spent``    round, epsilon, delta, clip
 ``privacy-exhausted`` round, epsilon
 ``update-zeroed``    node, code

@@ -64,7 +64,8 @@ class ServerKeys:
     )
     lr: float = _key(
         0.0,
-        "server learning rate; 0: the usual one (sgd 1, others 0.03)",
+        "server learning rate; 0: the usual one (sgd 1, others 0.03; sgd with privacy "
+        "by the server: by the noise, with momentum 0.9)",
         low=0,
     )
     momentum: float = _key(0.0, "server momentum (sgd)", low=0, high=1, open_high=True)

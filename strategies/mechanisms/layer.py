@@ -31,7 +31,7 @@ from truststram.job import Job
 from truststram.rng import derive_seed
 
 from ..accounting.ledger import Ledger
-from ..base import StrategyLayer, synthetic_reply
+from ..base import StrategyLayer, synthetic_reply, walk
 from ..server_sgd import ServerSGD
 from ..update import blank_update, read_delta
 from .clip import clip
@@ -145,6 +145,9 @@ class CentralDP(StrategyLayer):
         self.ledger = self.plan.ledger(self.job)
         if self._saved is not None:
             self.ledger.load_state(self._saved)
+        optimizer = list(walk(self))[-1]
+        if self.job.server.lr == 0 and isinstance(optimizer, ServerSGD):
+            optimizer.lr = self.plan.server_rate
         self.emit("privacy-plan", **described(self.plan, self.job, self._source))
 
     def _planned(self) -> tuple[Plan, Ledger]:
@@ -256,6 +259,7 @@ def described(plan: Plan, job: Job, source: Source) -> dict[str, Any]:
         "sampling": str(release.sampling),
         "clip": plan.clip,
         "cohort": plan.cohort,
+        "server-rate": job.server.lr or float(f"{plan.server_rate:.4g}"),
         "noise-to-signal": float(f"{plan.noise_to_signal:.4g}"),
         "secure-noise": source.secure,
     }

@@ -36,6 +36,7 @@ JOBS = {
         "privacy.epsilon": 20.0,
         "privacy.insecure": True,
         "train.rounds": 1,
+        "server.lr": 1.0,
     }
 }
 INNER = {

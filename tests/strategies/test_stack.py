@@ -46,11 +46,6 @@ def test_the_servers_learning_rate():
     assert (sgd.lr, adam.eta, given.eta) == (1.0, 0.03, 0.5)
 
 
-def test_clients_are_not_asked_to_evaluate_when_the_server_does():
-    *_, sgd = walk(stack.build(Job.of({"round.evaluate": "server"})))
-    assert sgd.fraction_evaluate == 0
-
-
 def test_every_layer_of_the_table_is_a_layer_or_a_mod():
     for row in stack.LAYERS:
         assert row.wrap or row.mod

@@ -33,6 +33,7 @@ BASE = {
     "privacy.epsilon": 8.0,
     "privacy.insecure": True,
     "train.rounds": 2,
+    "server.lr": 1.0,
 }
 
 
@@ -157,6 +158,19 @@ def test_the_plan_is_the_job_s_budget():
     ledger = Ledger(8.0, 1e-5)
     ledger.charge(federation.layer.plan.release, 30)
     assert 7.9 < ledger.spent() <= 8.0
+
+
+def test_the_usual_server_rate_falls_with_the_noise():
+    rates = []
+    for nodes in (10, 100, 10_000):
+        job = Job.of({**BASE, "server.lr": 0.0})
+        layer = CentralDP(job, ServerSGD(momentum=0.9))
+        layer.emit = lambda kind, **data: None
+        layer._model = Model(model(0.5))
+        layer._begin(nodes)
+        rates.append(layer.inner.lr)
+    assert rates[1] == pytest.approx(10 * rates[0])
+    assert rates[2] == 3.0
 
 
 def test_an_epsilon_beyond_the_samplers_precision_is_refused():

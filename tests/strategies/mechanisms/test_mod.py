@@ -159,18 +159,19 @@ class TestLocalNoise:
         assert weights(message.content["arrays"])[0] == 0.5
 
 
-class TestExamples:
-    JOB = {**EXAMPLES, "train.rounds": 2}
+TWO_ROUNDS = {**EXAMPLES, "train.rounds": 2}
 
+
+class TestExamples:
     def test_a_node_trains_as_often_as_its_noise_was_planned_for(self):
         context = make_context(7, {"partition-id": 3}, {})
         for _ in range(2):
-            assert send(self.JOB, ask(), context).has_content()
+            assert send(TWO_ROUNDS, ask(), context).has_content()
         with pytest.raises(WithheldError, match="spent after 2 rounds"):
-            send(self.JOB, ask(), context)
+            send(TWO_ROUNDS, ask(), context)
 
     def test_another_number_of_rounds_is_refused(self):
         context = make_context(7, {"partition-id": 3}, {})
-        send(self.JOB, ask(), context)
+        send(TWO_ROUNDS, ask(), context)
         with pytest.raises(WithheldError, match="planned for 2 rounds"):
-            send({**self.JOB, "train.rounds": 3}, ask(), context)
+            send({**TWO_ROUNDS, "train.rounds": 3}, ask(), context)
