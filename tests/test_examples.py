@@ -7,6 +7,8 @@ import numpy as np
 import truststram
 from examples.guard_in_a_flower_app import main as guard_example
 from examples.own_task import TwoMoons
+from examples.staircase_on_tabular_data import main as staircase_example
+from examples.staircase_on_tabular_data import noise
 from examples.wfagg_in_a_flower_app import main as wfagg_example
 
 
@@ -27,3 +29,13 @@ def test_wfagg_keeps_the_accuracy_that_fedavg_loses_to_two_attackers():
     assert clean > 0.9
     assert accuracy["WFAgg"] >= clean - 0.02
     assert accuracy["FedAvg"] <= clean - 0.2
+
+
+def test_staircase_beats_gaussian_by_three_points_where_silos_release_once():
+    accuracy = staircase_example()
+    assert accuracy["no noise"] > 0.92
+    assert accuracy["auto"] >= accuracy["gaussian"] + 0.03
+    assert accuracy["auto"] >= accuracy["laplace"] + 0.02
+    chosen, least = noise("auto")
+    assert chosen == "staircase-ball"
+    assert least < min(noise(other)[1] for other in ("laplace", "gaussian"))

@@ -17,9 +17,11 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__
+from ._console import print_rich, run_folder
 from ._options import key_table, read_options, to_toml
 from .errors import ConfigError, TrustStramError
 from .job import keys
+from .privacy.cli import app as privacy
 
 if TYPE_CHECKING:
     import click
@@ -57,6 +59,7 @@ app = typer.Typer(
         "truststram run --resume ID                continue an interrupted run",
         "truststram show ID                        its table again",
         "truststram config --section train         what can be set",
+        "truststram privacy plan -c privacy.mechanism=auto",
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -71,6 +74,7 @@ analyze = typer.Typer(
     epilog=_examples("truststram analyze connectivity RUN-A RUN-B"),
 )
 app.add_typer(analyze, name="analyze")
+app.add_typer(privacy, name="privacy")
 
 
 def main() -> None:
@@ -161,7 +165,7 @@ def run(
     if not quiet:
         from .progress import summary
 
-        _print(summary(result))
+        print_rich(summary(result))
 
 
 @app.command()
@@ -196,7 +200,7 @@ def config(
         typer.echo("[tool.flwr.app.config]")
         typer.echo(to_toml({key.name: key.default for key in chosen}), nl=False)
     else:
-        _print(key_table(chosen))
+        print_rich(key_table(chosen))
 
 
 @app.command()
@@ -209,9 +213,9 @@ def show(
     from .progress import summary
     from .result import RunResult
 
-    folder = _folder(run, dir)
+    folder = run_folder(run, dir)
     log = events.read(folder / "events.jsonl")
-    _print(summary(RunResult.of(log, folder.resolve())))
+    print_rich(summary(RunResult.of(log, folder)))
     typer.echo(f"Events: {len(log)}, hash chain verified")
 
 
@@ -230,32 +234,13 @@ def connectivity(
     from .connectivity import write
     from .result import RunResult
 
-    first, last = (RunResult.read(_folder(name, dir).resolve()) for name in (a, b))
+    first, last = (RunResult.read(run_folder(name, dir)) for name in (a, b))
     found = compare(first, last, steps=steps)
     data, picture = write(found, first.id, last.id, last.dir)
     typer.echo(f"Loss at A {found.line_loss[0]:.4f}, at B {found.line_loss[-1]:.4f}")
     typer.echo(f"Barrier on the straight line: {found.line_barrier:+.4f}")
     typer.echo(f"Barrier on the trained curve: {found.curve_barrier:+.4f}")
     typer.echo(f"Files: {data}, {picture}")
-
-
-def _folder(run: str, dir: Path) -> Path:
-    """Return the folder of a run that is named, or is one."""
-    places = (Path(run), dir / run)
-    found = next((f for f in places if (f / "events.jsonl").is_file()), None)
-    if found is None:
-        raise ConfigError(f"There is no run {run}, neither here nor in {dir}.")
-    return found
-
-
-def _print(what: Any) -> None:
-    """Print tables to standard output, not cut to 80 columns where nobody looks."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=140)
-    console.print(what)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,209 @@
+"""Before a run: the guarantee in words, every mechanism at its budget, and the noise.
+
+The noise-to-signal ratio compares the noise of one round with the longest sum that its
+updates can have: all of them as long as the clip, and all in one direction. It follows
+from public numbers, so that nobody has to train for a hundred rounds to learn that a
+budget was hopeless.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .._locate import app_module
+from ..errors import ConfigError
+from ..job import Job
+from ..records import Spec
+from ..task import Node
+from ..tasks import load_task
+from ..techniques import Plan, stack
+
+__all__ = ["lines", "model_size", "preview", "verdict"]
+
+# Up to this ratio of noise to signal ... Single rounds may be noisier than they are
+# informative: over T rounds that agree, the ratio falls by the root of T.
+VERDICTS = (
+    (1.0, "good: the noise of a {unit} is not longer than its sum can be"),
+    (4.0, "bearable: expect to lose some accuracy, averaged over many {unit}s"),
+    (15.0, "poor: only very many {unit}s that agree can be heard above the noise"),
+    (math.inf, "hopeless"),
+)
+REMEDY = "use more nodes per round, fewer rounds, a smaller model or a larger epsilon"
+STEPS_REMEDY = "use more data, larger batches, a smaller model or a larger epsilon"
+BATCHES = 12
+
+
+def preview(job: Job, nodes: int) -> dict[str, Any]:
+    """Return what a job's privacy settings mean, as JSON values.
+
+    Parameters
+    ----------
+    job : Job
+    nodes : int
+        Registered nodes.
+
+    Raises
+    ------
+    ConfigError
+        For a job without privacy, or one that cannot be honoured.
+    """
+    stack.check(job)
+    if not job.privacy.on:
+        raise ConfigError(
+            "privacy.mechanism = none: there is nothing to plan. Try "
+            "-c privacy.mechanism=auto"
+        )
+    if nodes < 1:
+        raise ConfigError(f"nodes = {nodes}: expected >= 1.")
+    size = model_size(job)
+    common = {"task": job.task.name, "nodes": nodes, "parameters": size}
+    examples = job.privacy.unit == "example"
+    found = _of_examples if examples else _of_clients
+    return {**common, **found(job, nodes, size)}
+
+
+def model_size(job: Job) -> int:
+    """Return the number of values in an update of the job's model."""
+    from flwr.app import ArrayRecord
+
+    model = load_task(job.task.name).model(job, seed=0)
+    return Spec.of(ArrayRecord(model.state_dict())).size
+
+
+def verdict(ratio: float, remedy: str = REMEDY, unit: str = "round") -> str:
+    """Return what a noise-to-signal ratio means.
+
+    Parameters
+    ----------
+    ratio : float
+    remedy : str
+        What to do if it is hopeless.
+    unit : str
+        What has noise: a round or a step.
+    """
+    text = next(text for limit, text in VERDICTS if ratio <= limit).format(unit=unit)
+    if ratio <= VERDICTS[-2][0]:
+        return f"{text} (noise / signal {ratio:.2g})"
+    return f"{text}: the noise is {ratio:,.0f} times the longest possible sum; {remedy}"
+
+
+def _of_clients(job: Job, nodes: int, size: int) -> dict[str, Any]:
+    """Return the plan for noise on whole updates."""
+    plan = Plan.of(job, nodes, size)
+    # Noise on the sum once, or on every update: then the lengths add up by squares.
+    power = 1.0 if job.privacy.central else 0.5
+    asked = nodes * job.round.fraction
+    long = math.sqrt(size)
+
+    def ratio(std: float) -> float:
+        return float(std * long / asked**power)
+
+    ledger = plan.ledger(job)
+    ledger.charge(plan.release, plan.rounds)
+    table = app_module("strategies.mechanisms.plan").choices(job, size)
+    now = ratio(plan.std)
+    needed = math.ceil((plan.std * long) ** (1 / power) / job.round.fraction)
+    fitting = math.floor((asked**power / plan.std) ** 2)
+    return {
+        "guarantee": f"After all {plan.rounds} rounds: {ledger.describe()}",
+        "epsilon": job.privacy.epsilon,
+        "delta": job.privacy.delta,
+        "mechanism": plan.release.mechanism,
+        "noise-std": plan.std,
+        "mechanisms": [
+            {
+                "mechanism": choice.mechanism,
+                "std": choice.std,
+                "ratio": choice.ratio,
+                "noise-to-signal": ratio(choice.std),
+                "admissible": choice.admissible,
+                "why-not": choice.why,
+            }
+            for choice in table
+        ],
+        "noise-to-signal": now,
+        "verdict": verdict(now),
+        "bearable": {"nodes": needed, "parameters": fitting},
+        "advice": _advice(needed, fitting),
+    }
+
+
+def _advice(nodes: int, size: int) -> str:
+    """Return what would make the ratio 1."""
+    smaller = f", or a model of {size:,} values" if size else ""
+    return f"At this budget {nodes:,} nodes give a noise / signal of 1{smaller}."
+
+
+def _of_examples(job: Job, nodes: int, size: int) -> dict[str, Any]:
+    """Return the plan for DP-SGD: every node has its own noise."""
+    from ..tasks import dp_plan
+
+    counts = sorted(_counts(job, nodes))
+    chosen = sorted({counts[0], counts[len(counts) // 2], counts[-1]})
+    rows = [_row(job, n, size) for n in chosen]
+    middle = _row(job, counts[len(counts) // 2], size)
+    ledger = dp_plan.node_ledger(job, middle["examples"], size)
+    batch = _bearable_batch(job, middle["examples"], size)
+    advice = "No batch size gives a noise / signal of 1 at this budget."
+    if batch:
+        advice = f"At this budget train.batch-size = {batch} gives about 1."
+    return {
+        "guarantee": f"A node with {middle['examples']} examples, after all "
+        f"{job.train.rounds} rounds: {ledger.describe()}",
+        "epsilon": job.privacy.epsilon,
+        "delta": job.privacy.delta,
+        "mechanism": "gaussian",
+        "per-node": rows,
+        "noise-to-signal": middle["noise-to-signal"],
+        "verdict": verdict(middle["noise-to-signal"], STEPS_REMEDY, "step"),
+        "bearable": {"batch-size": batch},
+        "advice": advice,
+    }
+
+
+def _counts(job: Job, nodes: int) -> Iterator[int]:
+    """Yield the number of training examples of each simulated node."""
+    task = load_task(job.task.name)
+    for i in range(nodes):
+        node = Node(str(i), i, nodes, job.data.path or None)
+        yield len(task.train_data(job, node))
+
+
+def _row(job: Job, n: int, size: int) -> dict[str, Any]:
+    """Return the noise of a node with n examples."""
+    from ..tasks import dp_plan
+
+    release = dp_plan.planned_release(job, n, size)
+    batch = min(job.train.batch_size, n)
+    return {
+        "examples": n,
+        "steps": job.train.rounds * dp_plan.steps_per_round(job, n),
+        "rate": release.sampling.rate,
+        "noise-multiplier": release.scale,
+        "noise-to-signal": release.scale * math.sqrt(size) / batch,
+    }
+
+
+def _bearable_batch(job: Job, n: int, size: int) -> int:
+    """Return about the least batch size with a ratio of 1; 0 if there is none."""
+    batch = job.train.batch_size
+    for _ in range(BATCHES):
+        batch = min(batch, n)
+        row = _row(job.replace({"train.batch-size": batch}), n, size)
+        if row["noise-to-signal"] <= 1:
+            return batch
+        if batch == n:
+            break
+        batch *= 2
+    return 0
+
+
+def lines(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the plan as text, without its table."""
+    size = f"{content['parameters']:,} values"
+    yield f"{content['task']}: {size}, {content['nodes']:,} nodes"
+    yield content["guarantee"]
+    yield f"Noise: {content['verdict']}."
+    yield content["advice"]
