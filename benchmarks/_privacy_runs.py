@@ -17,20 +17,17 @@ from strategies.mechanisms.clip import clip
 from strategies.mechanisms.csprng import Source
 from strategies.mechanisms.lattice import from_lattice, lattice
 from strategies.mechanisms.noise import draw, lattice_for, support
-from strategies.mechanisms.plan import Plan, choices
+from strategies.mechanisms.plan import MOST_RATE, Plan, choices
 from truststram.job import Job
 from truststram.records import Float32
 from truststram.rng import derive, derive_seed
 
-__all__ = ["Outcome", "Setting", "predicted", "server_rate", "simulate"]
+__all__ = ["Outcome", "Setting", "predicted", "simulate"]
 
 ROUNDS, FRACTION, CLIP, DELTA = 100, 0.1, 0.2, 1e-5
 STEPS, BATCH, LR, MOMENTUM = 5, 20, 0.1, 0.9
 # A large federation can pay for the noise of a larger model.
 NETWORKS = {500: LINEAR, 2000: MLP}
-# How far the noise of one step may move a weight (standard deviation), and the largest
-# server learning rate. Chosen on seed 0 and the validation images.
-STEP_NOISE, MOST_RATE = 0.0024, 3.0
 
 
 @dataclass(frozen=True)
@@ -116,20 +113,6 @@ class Outcome:
     members: float
 
 
-def server_rate(noise: float) -> float:
-    """Return the server's learning rate, from public numbers only.
-
-    Clipped updates are short, so that large steps pay until their noise is the larger
-    evil.
-
-    Parameters
-    ----------
-    noise : float
-        Standard deviation of each value of the released mean, in the model's units.
-    """
-    return min(MOST_RATE, STEP_NOISE / noise) if noise else MOST_RATE
-
-
 @lru_cache(maxsize=4)
 def planned(setting: Setting) -> Plan:
     """Return the plan of a run with a finite epsilon."""
@@ -146,11 +129,11 @@ def predicted(setting: Setting) -> dict[str, float]:
 
 
 def simulate(setting: Setting, seed: int, rate: float = 0.0) -> Outcome:
-    """Train one federation; ``rate`` is the server's, 0: by :func:`server_rate`."""
+    """Train one federation; ``rate`` is the server's, 0: ``Plan.server_rate``."""
     images, network = load(setting.validation), setting.network
     clients = clients_of(seed, setting.clients, images.y, "clients")
     server = Server(setting, seed)
-    rate = rate or server_rate(server.noise * CLIP / setting.cohort)
+    rate = rate or server.rate
     labels = "privacy-accuracy", setting.clients
     model = network.initial(derive(seed, *labels, "model"))
     velocity, total = np.zeros_like(model), np.zeros(network.size)
@@ -184,12 +167,12 @@ class Server:
         self._source = Source.insecure(derive_seed(seed, "privacy-accuracy", *what))
         size = setting.network.size
         self._plan: Plan | None = None
-        self.noise, self._lattice = 0.0, lattice(CLIP, size)
+        self.noise, self._lattice, self.rate = 0.0, lattice(CLIP, size), MOST_RATE
         if math.isinf(setting.epsilon):
             return
         self._plan = plan = planned(setting)
         self._ledger = plan.ledger(setting.job)
-        self.noise = plan.std
+        self.noise, self.rate = plan.std, plan.server_rate
         self._lattice = on = lattice_for(plan.release, plan.lattice_clip, size)
         on.check_sum(setting.clients, support(plan.release, on.units, size))
 

@@ -72,7 +72,8 @@ def _fitted(x: Matrix, y: Labels) -> Matrix:
     from sklearn.linear_model import LogisticRegression
 
     if len(np.unique(y)) < 2:  # nothing to tell apart
-        return np.eye(x.shape[1])[-1] * (2 * float(y[0]) - 1)
+        always: Matrix = np.eye(x.shape[1])[-1] * (2 * float(y[0]) - 1)
+        return always
     model = LogisticRegression(C=C, solver="newton-cholesky").fit(x[:, :-1], y)
     weights = np.append(model.coef_[0], model.intercept_)
     return np.asarray(weights / np.linalg.norm(weights))

@@ -14,7 +14,7 @@ from benchmarks import _privacy_runs as runs
 from benchmarks._privacy_attack import area
 from benchmarks._privacy_oneshot import Case, Trial, errors, released_by
 from benchmarks._privacy_posterior import likeliest
-from benchmarks._privacy_runs import Outcome, Server, Setting, server_rate, simulate
+from benchmarks._privacy_runs import MOST_RATE, Outcome, Server, Setting, simulate
 from benchmarks._privacy_silos import accuracies_at, splits
 from benchmarks._privacy_table import Table
 from benchmarks._privacy_training import LINEAR, MLP
@@ -132,10 +132,10 @@ def test_without_privacy_only_the_clip_remains():
     assert math.isinf(server.spent())
 
 
-def test_the_rate_falls_with_the_noise_only():
-    assert server_rate(0.0) == server_rate(1e-9) == runs.MOST_RATE
-    assert server_rate(0.0024) == pytest.approx(1)
-    assert server_rate(0.24) == pytest.approx(0.01)
+def test_the_rate_is_what_a_run_without_settings_has():
+    server = Server(Setting(500, 8.0), 1)
+    assert server.rate == pytest.approx(0.012 * 50 / server.noise)
+    assert Server(Setting(500, math.inf), 1).rate == MOST_RATE
 
 
 def test_a_run_learns_can_be_repeated_and_stays_within_its_budget(images):

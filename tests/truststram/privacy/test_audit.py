@@ -31,7 +31,7 @@ def job(mechanism="gaussian", epsilon=2.0, **changes) -> Job:
     return Job.of({"privacy.mechanism": mechanism, "privacy.epsilon": epsilon, **keys})
 
 
-def run(a_job=None, canaries=1500, **options):
+def run(a_job=None, canaries=2000, **options):
     return audit(a_job or job(), canaries=canaries, beta=BETA, seed=1, **options)
 
 
