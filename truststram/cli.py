@@ -226,7 +226,7 @@ def connectivity(
     dir: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     steps: Annotated[int, typer.Option(help="SGD steps for the curve.")] = 300,
 ) -> None:
-    """Compare two final models: is there a path of low loss between them?
+    """Compare two final models: whether a path of low loss leads from one to the other.
 
     Writes connectivity.json and connectivity.png into the folder of B.
     """
