@@ -73,9 +73,10 @@ class Robust(StrategyLayer):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Reduce the replies; without a usable result the model stays as it is."""
         valid = [reply for reply in replies if reply.has_content()]
-        reason = self.refusal(len(valid)) if valid else "no valid reply"
         if valid and self.auto_f:
+            assume(self.rule, len(valid))
             self._tell_f(server_round, len(valid))
+        reason = self.rule.refusal(len(valid)) if valid else "no valid reply"
         if reason:
             self.emit("rule-refused", round=server_round, reason=reason)
             return None, None
@@ -95,9 +96,14 @@ class Robust(StrategyLayer):
 
     def refusal(self, replies: int) -> str | None:
         """Return why the rule cannot be used on so few replies, or None if it can."""
-        if self.auto_f:
+        if not self.auto_f:
+            return self.rule.refusal(replies)
+        before = self.rule.f
+        try:
             assume(self.rule, replies)
-        return self.rule.refusal(replies)
+            return self.rule.refusal(replies)
+        finally:
+            self.rule.f = before
 
     def _decide(self, replies: list[Message], names: list[str]) -> Decision:
         rows = [

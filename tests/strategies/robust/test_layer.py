@@ -186,3 +186,10 @@ def test_rules_that_cannot_be_made():
         make_rule("mean", 1)
     with pytest.raises(ValueError, match="f=-2"):
         WFAgg(f=-2)
+
+
+def test_asking_how_many_replies_would_do_changes_nothing():
+    layer = WFAgg()
+    before = layer.rule.f
+    assert layer.refusal(10) is None
+    assert layer.rule.f == before
