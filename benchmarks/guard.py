@@ -87,7 +87,7 @@ def _epoch() -> Trial:
         for rows in torch.split(torch.randperm(IMAGES), BATCH):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
             optimizer.step()
 
     return lambda: epoch

@@ -182,7 +182,7 @@ def _trained(
         scores = torch.func.functional_call(model, weights, (data.x[rows],))
         loss = torch.nn.functional.cross_entropy(scores, data.y[rows])
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
         optimizer.step()
     return {k: v.detach() for k, v in middle.items()}
 

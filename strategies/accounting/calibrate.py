@@ -83,8 +83,8 @@ def calibrate(
 
     def make(log_noise: float, gamma: float = 0.0) -> Release:
         if name in SCALED:
-            return Release(name, scale=math.exp(log_noise), **made)  # type: ignore[arg-type]
-        return Release(name, epsilon0=math.exp(-log_noise), gamma=gamma, **made)  # type: ignore[arg-type]
+            return Release(name, scale=math.exp(log_noise), **made)  # type: ignore[arg-type]  # fields of Release
+        return Release(name, epsilon0=math.exp(-log_noise), gamma=gamma, **made)  # type: ignore[arg-type]  # fields of Release
 
     if name != "staircase" or (rounds == 1 and sampling.rate == 1):
         return make(least_noise(lambda x, coarse: target.cost(make(x), coarse), start))

@@ -64,10 +64,13 @@ class CentralDP(StrategyLayer):
     For the models of all rounds together: (epsilon, delta)-differential privacy of the
     ledger, for one node added or removed (or replaced: ``privacy.relation``), whatever
     all nodes send. Trusted: the server, which sees single updates and knows the cohort.
-    Not covered: who is registered, when messages were sent, and the server's own event
-    log, which names nodes whose replies were dropped. The ledger is charged before the
-    noise is drawn and is part of the round's record; a round without a record was not
-    released and runs again with fresh noise. A run ends before it would overspend.
+    Not covered: who is registered, when messages were sent, and the server's own events
+    and report, which tell how many nodes took part in a round (the cohort is a secret
+    that amplifies the guarantee) and name those whose replies were dropped. For the
+    ball mechanisms the finite bits of the samplers are not accounted for. The ledger is
+    charged before the noise is drawn and is part of the round's record; a round without
+    a record was not released and runs again with fresh noise. A run ends before it
+    would overspend.
 
     Events
     ------

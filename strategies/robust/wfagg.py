@@ -155,7 +155,7 @@ class WFAgg:
         passed = {"norm": norms <= statistics["norm-limit"]}
         noisier = np.maximum(variance / np.median(variance), 1.0)
         allowance = {"distance": np.sqrt(noisier), "cosine": noisier}
-        for name in FILTERS.keys() - passed:
+        for name in [n for n in FILTERS if n not in passed]:  # in order
             flat = FLAT["cosine"] if "cosine" in name else FLAT["distance"] * scale
             limit = _gate(statistics[name], self.c, flat) * allowance.get(name, 1.0)
             statistics[f"{name}-limit"] = np.broadcast_to(limit, noisier.shape)

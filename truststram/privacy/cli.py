@@ -108,7 +108,7 @@ def audit(
 
     options = {"canaries": canaries, "dimension": dimension, "beta": 1 - confidence}
     if run is None:
-        found = audits.audit(_audited(config, changes or []), **options)  # type: ignore[arg-type]
+        found = audits.audit(_audited(config, changes or []), **options)  # type: ignore[arg-type]  # keywords of audit
         _show_audit(found, {"canaries": found.as_dict()}, json)
         return
     if changes or config:
@@ -116,7 +116,7 @@ def audit(
     past = finished.Finished.read(run_folder(run, dir))
     keys, game = past.job.privacy, None
     if keys.central and keys.unit == "client":
-        game = audits.audit(past.job, **options)  # type: ignore[arg-type]
+        game = audits.audit(past.job, **options)  # type: ignore[arg-type]  # keywords of audit
     content = {"canaries": game.as_dict()} if game else {}
     content |= finished.attacked(past)
     finished.save(past, content)

@@ -183,7 +183,7 @@ def _update(model: torch.nn.Module, one: Examples) -> Doubles:
 
     model.zero_grad()
     loss = torch.nn.functional.cross_entropy(model(one.x), one.y)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
     parts = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     found: Doubles = -torch.cat(parts).double().numpy()
     return found

@@ -213,7 +213,7 @@ class Hooks:
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> Gradients:
         """Return the gradients of each example's loss; x and y have B rows."""
         loss = self._loss(self._model(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
         gradients = Gradients(len(x))
         for p in trained(self._model):
             taken: Any = p

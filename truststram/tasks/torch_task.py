@@ -197,7 +197,7 @@ class TorchTask(ABC):
             for rows in torch.split(order, settings.batch_size):
                 optimizer.zero_grad()
                 loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
                 optimizer.step()
                 total += loss.detach() * len(rows)
         return float(total) / (len(data) * settings.local_epochs)
