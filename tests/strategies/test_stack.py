@@ -14,6 +14,8 @@ from strategies.robust.layer import Robust
 from strategies.robust.make import RULES
 from strategies.server_sgd import ServerSGD
 from strategies.update import delta_mod
+from tests.strategies.compression import refused as compression
+from tests.strategies.secure import refused as secure
 from truststram.errors import ConfigError
 from truststram.job import Job
 
@@ -144,6 +146,8 @@ CENTRAL = {"privacy.mechanism": "gaussian"}
 LOCAL = {"privacy.mechanism": "gaussian", "privacy.trust": "local"}
 EXAMPLES = {"privacy.mechanism": "dp-sgd", "privacy.unit": "example"}
 REFUSED = {
+    **compression.REFUSED,
+    **secure.REFUSED,
     "anomaly settings with": {"anomaly.quarantine": 3},
     "server.momentum with": {"server.optimizer": "adam", "server.momentum": 0.9},
     "natural-id without": {"data.partitioner": "natural-id"},

@@ -1,0 +1,1 @@
+"""Smaller messages: codecs, error feedback, the downlink chain."""

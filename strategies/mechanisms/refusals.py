@@ -1,0 +1,105 @@
+"""Which settings do not go together with differential privacy, and why."""
+
+from __future__ import annotations
+
+from truststram.job import Job
+
+from ..refusal import Refusal
+
+__all__ = ["PRIVACY"]
+
+
+def _is_local(job: Job) -> bool:
+    return job.privacy.on and not job.privacy.central
+
+
+def _only_relation(job: Job) -> str:
+    """Return the relation of noise that nodes add."""
+    return "replace" if job.privacy.unit == "client" else "add-remove"
+
+
+PRIVACY: tuple[Refusal, ...] = (
+    Refusal(
+        lambda job: job.privacy.central and job.robust.rule != "mean",
+        "robust.rule with client-level privacy by the server",
+        "one client changes what others contribute, so the noise would not cover it",
+        "robust.rule = mean, or privacy.unit = example with any rule",
+    ),
+    Refusal(
+        lambda job: (
+            _is_local(job)
+            and job.privacy.unit == "client"
+            and job.robust.rule != "mean"
+        ),
+        "robust.rule with client-level privacy by the nodes",
+        "the noise is many times as long as an update and blinds every filter "
+        "(truststram privacy plan prints how many times)",
+        "robust.rule = mean, or privacy.unit = example with any rule",
+    ),
+    Refusal(
+        lambda job: job.privacy.central and job.anomaly.enabled == "on",
+        "anomaly.enabled = on with client-level privacy by the server",
+        "who is left out would depend on others' data, outside the account",
+        "anomaly.enabled = auto or off",
+    ),
+    Refusal(
+        lambda job: job.privacy.on and job.round.evaluate in ("clients", "both"),
+        "round.evaluate = clients with privacy",
+        "accuracies on private data are releases that nobody accounted for",
+        "round.evaluate = auto (the server's test data, which must be public) or none",
+    ),
+    Refusal(
+        lambda job: job.privacy.on and job.run.checkpoint_every != 1,
+        "run.checkpoint-every above 1 with privacy",
+        "a round that was told but not recorded would be released twice, with noise "
+        "that is charged once",
+        "run.checkpoint-every = 1",
+    ),
+    Refusal(
+        lambda job: (
+            job.privacy.on
+            and (job.privacy.unit == "example") != (job.privacy.mechanism == "dp-sgd")
+            and not (job.privacy.unit == "example" and job.privacy.mechanism == "auto")
+        ),
+        "privacy.mechanism with another privacy.unit",
+        "dp-sgd protects single examples, the other mechanisms whole clients",
+        "privacy.mechanism = dp-sgd with privacy.unit = example, or another mechanism "
+        "with privacy.unit = client",
+    ),
+    Refusal(
+        lambda job: job.privacy.unit == "example" and job.privacy.trust == "central",
+        "privacy.unit = example with privacy.trust = central",
+        "the noise is added to gradients, which the server never sees",
+        "privacy.trust = local or auto",
+    ),
+    Refusal(
+        lambda job: _is_local(job) and job.privacy.neighbours != _only_relation(job),
+        "privacy.relation with noise by the nodes",
+        "a node that answers shows that it takes part (clients are replaced); batches "
+        "are drawn with a random size (examples are added or removed)",
+        "privacy.relation = auto",
+    ),
+    Refusal(
+        lambda job: (
+            job.privacy.central
+            and job.privacy.neighbours == "replace"
+            and job.privacy.sampling == "poisson"
+            and job.round.fraction < 1
+        ),
+        "privacy.relation = replace with privacy.sampling = poisson",
+        "the size of the cohort depends on who is registered",
+        "privacy.relation = add-remove, or privacy.sampling = none",
+    ),
+    Refusal(
+        lambda job: (
+            job.privacy.clip_quantile > 0
+            and not (
+                job.privacy.central and job.privacy.mechanism in ("auto", "gaussian")
+            )
+        ),
+        "privacy.clip-quantile without Gaussian noise by the server",
+        "the count of short updates shares the budget of a Gaussian release",
+        "privacy.mechanism = gaussian with privacy.trust = central, or "
+        "privacy.clip-quantile = 0",
+    ),
+)
