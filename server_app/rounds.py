@@ -26,6 +26,7 @@ from flwr.serverapp.strategy import Strategy
 
 from truststram.errors import RunError
 from truststram.events import EventLog
+from truststram.exchange import Exchange, Phase
 from truststram.job import Job
 from truststram.result import Metrics, RoundReport, better
 from truststram.rng import derive_seed
@@ -33,7 +34,6 @@ from truststram.techniques import StrategyLayer, TailAverage, stack
 
 from . import checkpoint, state
 from .checkpoint import RoundRecord
-from .exchange import Exchange, Phase
 from .folder import RunFolder
 from .nodes import NamedGrid, name_order
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from truststram.records import content_bytes
+from .records import content_bytes
 
 __all__ = ["Exchange", "Phase"]
 

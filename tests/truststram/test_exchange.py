@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from flwr.app import Error, Message
 
-from server_app.exchange import Exchange
 from tests.support.federation import adding_app, grid_of, model, reply_content
 from truststram._flower import set_message_id
+from truststram.exchange import Exchange
 
 
 class Clock:
