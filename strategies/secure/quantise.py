@@ -1,0 +1,146 @@
+"""Real numbers as integers that can be added exactly: the quantiser of all schemes.
+
+Mathematics
+-----------
+``x`` in ``[-clip, clip]`` lies on a grid of ``2 half + 1`` points, ``half = 2**(bits -
+1) - 1``, of width ``step = clip / half``. Zero is a point of the grid. A value between
+two points goes up with the probability that makes it right on average (Alistarh et al.,
+"QSGD", NeurIPS 2017, section 3.1, with one scale that everybody knows in place of each
+vector's norm). What is sent is the point's number ``q`` in ``[0, 2 half]``; a sum of
+``n`` clients is ``(sum q - n half) step``.
+
+The sum of at most ``most`` clients fits ``bits + ceil(log2(most))`` bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from truststram.errors import ProtocolError
+from truststram.records import Float32
+from truststram.validate import in_range, positive
+
+__all__ = ["Quantiser"]
+
+# Temporary arrays stay in the cache.
+BLOCK = 65_536
+
+
+@dataclass(frozen=True)
+class Quantiser:
+    """Grid that all clients of a sum share.
+
+    Parameters
+    ----------
+    clip : float
+        Largest absolute value that is represented; > 0.
+    bits : int
+        Bits of one client's value, in [2, 31].
+    most : int
+        Largest number of clients in a sum, >= 1. ``width`` must not exceed 62.
+
+    Guarantees
+    ----------
+    Each value within the clip is off by less than one step and by nothing on average;
+    0 is exact. Sums are exact integers, in any order.
+    """
+
+    clip: float
+    bits: int
+    most: int
+
+    def __post_init__(self) -> None:
+        positive(clip=self.clip)
+        in_range(2, 32, bits=self.bits)
+        in_range(1, 2**30, most=self.most)
+
+    @property
+    def half(self) -> int:
+        """The number of the point 0; the largest number is twice this."""
+        return int(2 ** (self.bits - 1)) - 1
+
+    @property
+    def step(self) -> float:
+        """Distance of two neighbouring points."""
+        return self.clip / self.half
+
+    @property
+    def width(self) -> int:
+        """Bits that the sum of ``most`` clients needs."""
+        return self.bits + (self.most - 1).bit_length()
+
+    def encode(
+        self, x: Float32 | NDArray[np.float64], rng: np.random.Generator
+    ) -> NDArray[np.uint32]:
+        """Return the points' numbers, shape (n,), each in ``[0, 2 half]``.
+
+        Parameters
+        ----------
+        x : array of shape (n,)
+            Values beyond the clip count as the clip (:meth:`clipped` counts them).
+        rng : numpy Generator
+            Decides which way values are rounded. It protects nothing and need not be
+            secret.
+
+        Raises
+        ------
+        ValueError
+            For NaN; infinities are clipped.
+        """
+        q = np.empty(len(x), np.uint32)
+        for start in range(0, len(x), BLOCK):
+            part = x[start : start + BLOCK]
+            # In double precision: float32 has not enough digits for a place between
+            # two points.
+            y = np.multiply(part, 1 / self.step, dtype=np.float64)
+            np.clip(y, -self.half, self.half, out=y)
+            y += self.half
+            y += rng.random(len(y))
+            if np.isnan(y.sum()):
+                raise ValueError("a value to be quantised is not a number")
+            # Truncation is the floor here. A value at the clip may be at 2 half + 1
+            # after rounding of the sum itself.
+            np.minimum(y, 2 * self.half, out=y)
+            q[start : start + BLOCK] = y
+        return q
+
+    def clipped(self, x: Float32 | NDArray[np.float64]) -> int:
+        """Return how many values are beyond the clip."""
+        return int(np.count_nonzero(np.abs(x) > self.clip))
+
+    def check_sum(self, total: NDArray[np.integer], count: int) -> None:
+        """Refuse what cannot be a sum of ``count`` clients.
+
+        Raises
+        ------
+        ProtocolError
+            ``sum-range``, for more than ``most`` or fewer than one client, or a value
+            outside ``[0, count * 2 half]``.
+        """
+        if not 1 <= count <= self.most:
+            raise ProtocolError("sum-range", f"{count} clients, at most {self.most}")
+        if len(total) and (total.min() < 0 or total.max() > count * 2 * self.half):
+            raise ProtocolError("sum-range", f"not a sum of values of {count} clients")
+
+    def decode_sum(self, total: NDArray[np.integer], count: int) -> NDArray[np.float64]:
+        """Return the sum of the values of ``count`` clients, shape (n,).
+
+        Parameters
+        ----------
+        total : integer array of shape (n,)
+            Sum of what :meth:`encode` returned.
+        count : int
+            How many clients are in it.
+
+        Raises
+        ------
+        ProtocolError
+            As :meth:`check_sum`.
+        """
+        self.check_sum(total, count)
+        centred = total.astype(np.int64, copy=False) - count * self.half
+        values: NDArray[np.float64] = centred * self.step
+        return values
