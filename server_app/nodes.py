@@ -23,6 +23,8 @@ from truststram.errors import RunError
 __all__ = ["NamedGrid", "name_order"]
 
 POLL_SECONDS = 0.2
+# Flower's codes for a message or a reply that was lost, or a node that is away.
+NOT_REACHED = (3, 4, 5)
 
 
 def name_order(name: str) -> tuple[int, str]:
@@ -46,6 +48,10 @@ class NamedGrid(Grid):
         Seconds after which too few nodes are a RunError.
     refuse : callable
         ``refuse(node, reason)`` is told of a node that cannot take part.
+    offer : ConfigRecord, optional
+        What every node must agree to before it takes part. With it deployed nodes are
+        asked too, and a node whose reply was an error is asked again: a restarted one
+        has forgotten what it agreed to.
     """
 
     def __init__(
@@ -56,13 +62,16 @@ class NamedGrid(Grid):
         refuse: Callable[[str, str], object],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
+        offer: ConfigRecord | None = None,
     ) -> None:
         self._grid = grid
         self._min_nodes, self._join_timeout = min_nodes, join_timeout
         self._refuse, self._clock, self._sleep = refuse, clock, sleep
-        self._ask = is_simulation(grid) or isinstance(grid, LocalGrid)
+        self._simulated = is_simulation(grid) or isinstance(grid, LocalGrid)
+        self._offer = offer
         self._names: dict[int, str] = {}
         self._refused: dict[int, str] = {}
+        self._failed: set[int] = set()  # to be asked again
         self._short_since: float | None = None
 
     def name_of(self, node_id: int) -> str:
@@ -78,9 +87,10 @@ class NamedGrid(Grid):
             If fewer than ``min_nodes`` were connected for ``join_timeout`` seconds.
         """
         connected = set(self._grid.get_node_ids())
-        self._learn_names(connected - self._names.keys() - self._refused.keys())
+        known = self._names.keys() - self._failed
+        self._learn_names(connected - known - self._refused.keys())
         usable = [n for n in connected if n in self._names]
-        if self._ask and connected and connected <= self._refused.keys():
+        if self._simulated and connected and connected <= self._refused.keys():
             # In a simulation nobody else will come: no use in waiting.
             reason = next(iter(self._refused.values()))
             raise RunError(f"No node can take part in the run: it {reason}")
@@ -93,7 +103,7 @@ class NamedGrid(Grid):
                 raise RunError(
                     f"The job needs {self._min_nodes} nodes and {len(usable)} are "
                     f"connected after {self._join_timeout:g} s. Start more SuperNodes, "
-                    "or lower round.min-nodes."
+                    f"or lower round.min-nodes.{self._why_refused(connected)}"
                 )
         return sorted(usable, key=lambda n: name_order(self._names[n]))
 
@@ -103,17 +113,28 @@ class NamedGrid(Grid):
             self._sleep(POLL_SECONDS)
         return nodes
 
+    def _why_refused(self, connected: set[int]) -> str:
+        """Say why connected nodes were turned away, if any were."""
+        reasons = [self._refused[n] for n in sorted(connected & self._refused.keys())]
+        if not reasons:
+            return ""
+        return f" {len(reasons)} cannot take part; the first {reasons[0][:300]}"
+
     def _learn_names(self, new: set[int]) -> None:
         if not new:
             return
-        if not self._ask:
+        if not self._simulated and self._offer is None:
             self._names |= {node: str(node) for node in new}
             return
         for node, about in self._hello(sorted(new)).items():
-            name, version = str(about.get("name", "")), str(about.get("version", ""))
+            self._failed.discard(node)
+            others = [known for n, known in self._names.items() if n != node]
+            # A deployed node does not choose its name: the SuperLink knows who it is.
+            name = str(about.get("name", "")) if self._simulated else str(node)
+            version = str(about.get("version", ""))
             if version != __version__:
                 reason = f"runs truststram {version}, the server {__version__}"
-            elif not name or len(name) > 100 or name in self._names.values():
+            elif not name or len(name) > 100 or name in others:
                 reason = "has no name of its own"
             else:
                 self._names[node] = name
@@ -121,19 +142,22 @@ class NamedGrid(Grid):
             self._turn_away(node, reason)
 
     def _turn_away(self, node: int, reason: str) -> None:
+        self._names.pop(node, None)
+        self._failed.discard(node)
         self._refused[node] = reason
         self._refuse(str(node), reason)
 
     def _hello(self, nodes: list[int]) -> dict[int, ConfigRecord]:
-        """Ask simulated nodes for their names; silent ones are asked again later."""
-        query = RecordDict({"config": ConfigRecord()})
+        """Ask nodes for their names; silent ones are asked again later."""
+        query = RecordDict({"config": self._offer or ConfigRecord()})
         messages = [Message(query, node, MessageType.QUERY) for node in nodes]
         replies = self._grid.send_and_receive(messages, timeout=self._join_timeout)
         answers = {}
         for reply in replies:
             if reply.has_error():
-                reason = f"cannot start: {reply.error.reason}"
-                self._turn_away(reply.metadata.src_node_id, reason)
+                if reply.error.code not in NOT_REACHED:
+                    reason = f"cannot start: {reply.error.reason}"
+                    self._turn_away(reply.metadata.src_node_id, reason)
             elif "hello" in reply.content.config_records:
                 about = reply.content.config_records["hello"]
                 answers[reply.metadata.src_node_id] = about
@@ -164,8 +188,12 @@ class NamedGrid(Grid):
         return self._grid.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Forward."""
-        return self._grid.pull_messages(message_ids)
+        """Forward; with an offer, note who failed and must be asked again."""
+        replies = list(self._grid.pull_messages(message_ids))
+        if self._offer is not None:
+            failed = {r.metadata.src_node_id for r in replies if r.has_error()}
+            self._failed |= failed & self._names.keys()
+        return replies
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

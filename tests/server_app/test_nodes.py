@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
@@ -119,3 +119,77 @@ def test_two_nodes_of_the_same_name_do_not_both_count():
     grid, _, refused = named(LocalGrid(app(lambda p: str(p // 2)), 6))
     assert [grid.name_of(n) for n in grid.wait()] == ["0", "1", "2"]
     assert len(refused) == 3
+
+
+class Offered(DeployedGrid):
+    """Deployed nodes that answer a hello with what ``answer`` says of their id."""
+
+    def __init__(self, answer, *nodes):
+        super().__init__(*nodes)
+        self.answer, self.asked = answer, []
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = []
+        for message in messages:
+            node = message.metadata.dst_node_id
+            self.asked.append((node, dict(message.content["config"])))
+            found = self.answer(node)
+            if found is None:
+                continue
+            about = ConfigRecord({"name": "mine", "version": __version__})
+            content = found or RecordDict({"hello": about})
+            replies.append(Message(content, reply_to=message))
+        return replies
+
+    def pull_messages(self, ids):
+        return [self.reply] if hasattr(self, "reply") else []
+
+
+def offered(answer, *nodes, min_nodes=1):
+    clock, refused = Clock(), []
+    deployed = Offered(answer, *nodes)
+    grid = NamedGrid(
+        *(deployed, min_nodes, 60.0, lambda *r: refused.append(r)),
+        *(clock, clock.sleep),
+        offer=ConfigRecord({"plan": "x"}),
+    )
+    return grid, deployed, refused
+
+
+def test_with_an_offer_deployed_nodes_are_asked_once_and_keep_their_own_names():
+    grid, deployed, refused = offered(lambda node: {}, 5, 77)
+    assert grid.wait() == grid.wait() == [5, 77]
+    assert deployed.asked == [(5, {"plan": "x"}), (77, {"plan": "x"})]
+    assert (grid.name_of(5), refused) == ("5", [])
+
+
+def test_a_node_that_refuses_the_offer_is_left_out_and_says_why():
+    def answer(node):
+        return Error(2, "no TensorFlow") if node == 5 else {}
+
+    grid, _, refused = offered(answer, 5, 77)
+    assert grid.wait() == [77]
+    assert refused == [("5", "cannot start: no TensorFlow")]
+    grid, _, _ = offered(answer, 5, 77, min_nodes=2)
+    with pytest.raises(RunError, match=r"1 cannot take part; the first .* no Tens"):
+        grid.wait()
+
+
+@pytest.mark.parametrize("silence", [None, Error(5, "node unavailable")])
+def test_a_silent_node_is_asked_again(silence):
+    answers = [silence, {}]
+    grid, deployed, refused = offered(lambda node: answers.pop(0), 5)
+    assert grid.wait() == [5]
+    assert (len(deployed.asked), refused) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("reply", "asked"), [(Error(2, "forgot"), 2), (RecordDict(), 1)]
+)
+def test_a_node_whose_reply_was_an_error_is_asked_again(reply, asked):
+    grid, deployed, refused = offered(lambda node: {}, 5)
+    grid.wait()
+    deployed.reply = Message(reply, reply_to=Message(RecordDict(), 5, "train"))
+    grid.pull_messages([])
+    assert grid.wait() == grid.wait() == [5]
+    assert (len(deployed.asked), refused) == (asked, [])
