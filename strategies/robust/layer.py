@@ -156,7 +156,7 @@ class WFAgg(Robust):
         Largest number of malicious clients assumed; -1: 30 % of the replies of each
         round, rounded down.
     **options
-        ``c``, ``h``, ``ema``, ``max_bytes`` of the rule.
+        ``c``, ``h``, ``ema``, ``temporal``, ``max_bytes`` of the rule.
 
     Examples
     --------

@@ -81,6 +81,9 @@ class WFAgg:
         Power of the agreement weight; 0 switches it off.
     ema : float
         Memory of a client's average update, in [0, 1); 0: only the current one.
+    temporal : bool
+        Whether the filter T votes. False where a row is the mean of a group of clients:
+        it changes with who of them answers. A row then needs both D and C.
     max_bytes : int
         Bound on the memory for histories; the clients not seen for longest are
         forgotten first.
@@ -98,13 +101,14 @@ class WFAgg:
         c: float = 3.5,
         h: float = 1.0,
         ema: float = 0.8,
+        temporal: bool = True,
         max_bytes: int = 8 * 2**30,
     ) -> None:
         if f < 0:
             raise ValueError(f"Expected f={f} >= 0.")
         if not 0 <= ema < 1:
             raise ValueError(f"Expected 0 <= ema={ema} < 1.")
-        self.f, self.c, self.h = f, c, h
+        self.f, self.c, self.h, self.temporal = f, c, h, temporal
         self._history = History(ema, max_bytes)
 
     def refusal(self, k: int) -> str | None:
@@ -134,6 +138,9 @@ class WFAgg:
         )
         along = along * seen.correction
         found = _statistics(seen, along, centre, unit, scale)
+        if self.temporal:
+            found["change-cosine"] = seen.change_cosines
+            found["change-distance"] = seen.change_distances
         filters = self._filters(found, scale, seen.variance)
         keep, votes = filters.sum(axis=0) >= 2, np.array(TAU) @ filters
         agreement = (1 + along * unit / max(np.sqrt(centre), 1e-300)) / 2
@@ -155,13 +162,15 @@ class WFAgg:
         passed = {"norm": norms <= statistics["norm-limit"]}
         noisier = np.maximum(variance / np.median(variance), 1.0)
         allowance = {"distance": np.sqrt(noisier), "cosine": noisier}
-        for name in [n for n in FILTERS if n not in passed]:  # in order
+        for name in [n for n in FILTERS if n in statistics and n not in passed]:
             flat = FLAT["cosine"] if "cosine" in name else FLAT["distance"] * scale
             limit = _gate(statistics[name], self.c, flat) * allowance.get(name, 1.0)
             statistics[f"{name}-limit"] = np.broadcast_to(limit, noisier.shape)
             with np.errstate(invalid="ignore"):  # NaN is no vote
                 passed[name] = statistics[name] <= limit
-        temporal = passed["change-cosine"] & passed["change-distance"]
+        temporal = np.zeros(len(norms), bool)
+        if self.temporal:
+            temporal = passed["change-cosine"] & passed["change-distance"]
         near = passed["distance"] & passed["norm"]
         return np.stack([near, passed["cosine"], temporal])
 
@@ -186,15 +195,13 @@ class WFAgg:
 def _statistics(
     seen: Seen, along: Doubles, centre: float, unit: Doubles, scale: float
 ) -> dict[str, Doubles]:
-    """Return what the gates judge, (K,) each; NaN where there is no history."""
+    """Return what the gates of D and C judge, (K,) each."""
     norms = np.minimum(seen.norms, scale)
     square = norms**2 - 2 * norms * unit * along + centre
     return {
         "norm": seen.update_norms,
         "distance": np.sqrt(np.maximum(square, 0)),
         "cosine": 1 - along * unit / max(np.sqrt(centre), 1e-300),
-        "change-cosine": seen.change_cosines,
-        "change-distance": seen.change_distances,
     }
 
 
@@ -209,7 +216,8 @@ def _evidence(statistics: dict[str, Doubles]) -> list[dict[str, Any]]:
                 {
                     filtered
                     for name, filtered in FILTERS.items()
-                    if statistics[name][i] > statistics[f"{name}-limit"][i]
+                    if name in statistics
+                    and statistics[name][i] > statistics[f"{name}-limit"][i]
                 }
             ),
             **{name: _number(values[i]) for name, values in statistics.items()},

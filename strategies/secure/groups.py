@@ -1,0 +1,173 @@
+"""Fixed groups: secure sums inside them, a robust rule across their means.
+
+A robust rule must see several updates, a secure sum shows one. Summing inside groups of
+g clients and judging the groups' means is both (Velicheti, Xia and Koyejo, "Secure
+Byzantine-Robust Distributed Learning via Clustering", arXiv 2110.02940). Differences:
+there the clusters are drawn anew in every round and here they are fixed for the job,
+and a mean of too few clients is not looked at.
+
+Why the groups are fixed
+------------------------
+From means over other groups in every round the server could compute single clients'
+updates by regression, since updates of a client resemble each other. From means over
+the same groups it learns the same sums again.
+
+What a group costs
+------------------
+One malicious client spoils its group: f of K clients spoil up to f of the K / g groups.
+A rule that outvotes f groups needs more than 2 f of them, so ``f / K < 1 / (2 g)``: at
+g = 3 less than a sixth of the clients. The server sees the mean of g clients instead of
+that of all: with c of them colluding with the server, the mean of g - c. So a group
+that has fewer than ``3 + c`` survivors is discarded.
+
+What the rule says is about groups. Nothing in it tells which member is malicious, so
+nobody is left out of later rounds for it: one attacker would take g - 1 honest clients
+with it, round after round, that the rule leaves out in bad rounds only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from flwr.serverapp.strategy import Strategy
+
+from ..base import StrategyLayer, walk
+
+__all__ = ["LEAST", "Groups", "enough", "group_count", "objection", "rename"]
+
+# A sum of two tells either of them the other's part.
+LEAST = 3
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Who is in which group, for the whole job.
+
+    Attributes
+    ----------
+    members : tuple of tuples of str
+        The nodes' stable names, group by group.
+    """
+
+    members: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, names: Collection[str], size: int, job: str) -> Groups:
+        """Divide the registered nodes.
+
+        Parameters
+        ----------
+        names : collection of str
+            Stable names of the nodes that are registered when the job begins. Their
+            order does not matter.
+        size : int
+            g, at least 3: the smallest group. Nodes that are left over join groups, so
+            that sizes differ by at most one.
+        job : str
+            Identity of the job: other jobs have other groups. It need not be secret:
+            who could choose names to his advantage could as well register more nodes.
+
+        Raises
+        ------
+        ValueError
+            For too few names, a smaller size, or a name that comes twice.
+        """
+        if size < LEAST:
+            raise ValueError(f"size = {size}: expected >= {LEAST}.")
+        if len(set(names)) != len(names):
+            raise ValueError("Two nodes have the same name.")
+        count = group_count(len(names), size)
+        if not count:
+            raise ValueError(f"{len(names)} nodes do not make a group of {size}.")
+
+        def key(name: str) -> bytes:  # the length keeps job and name apart
+            text = f"{len(job)}:{job}{name}"
+            return hashlib.sha256(text.encode()).digest()
+
+        order = sorted(names, key=key)
+        return cls(tuple(tuple(order[i::count]) for i in range(count)))
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: i for i, group in enumerate(self.members) for name in group}
+
+    def __len__(self) -> int:
+        """Return the number of groups."""
+        return len(self.members)
+
+    def index(self, name: str) -> int | None:
+        """Return the group of a node; None for one that came later: it has none."""
+        return self._index.get(name)
+
+    def label(self, index: int) -> str:
+        """Return the name of a group, which stands for a node's inside the layer."""
+        return f"group-{index}"
+
+    def label_of(self, name: str) -> str:
+        """Return the name of a node's group; the node's own if it has none."""
+        index = self.index(name)
+        return name if index is None else self.label(index)
+
+    def state(self) -> list[list[str]]:
+        """Return the groups as JSON values, for a resumed run."""
+        return [list(group) for group in self.members]
+
+    @classmethod
+    def from_state(cls, state: Sequence[Sequence[str]]) -> Groups:
+        """Return what :meth:`state` was made of."""
+        return cls(tuple(tuple(str(name) for name in group) for group in state))
+
+
+def group_count(clients: int, size: int) -> int:
+    """Return how many groups of at least ``size`` there are among ``clients``."""
+    return clients // size
+
+
+def enough(survivors: int, colluders: int = 0) -> bool:
+    """Return whether the mean of a group may be looked at.
+
+    Parameters
+    ----------
+    survivors : int
+        Members of the group that are in the sum.
+    colluders : int
+        Clients of the group that may tell the server their own updates.
+    """
+    return survivors >= LEAST + colluders
+
+
+def objection(clients: int, size: int, f: int) -> str | None:
+    """Return why groups cannot outvote f malicious ones, or None if they can.
+
+    Parameters
+    ----------
+    clients : int
+        K, registered nodes.
+    size : int
+        g.
+    f : int
+        Groups that malicious clients spoil: at most as many as there are such clients,
+        and that many if each sits in another group. Below 0: automatic, for which the
+        rule takes what the groups allow.
+    """
+    count, assumed = group_count(clients, size), max(f, 0)
+    if count > 2 * assumed:
+        return None
+    return (
+        f"{clients} nodes make {count} groups of {size}, and {assumed} malicious ones "
+        f"need more than {2 * assumed}: f / K must be below 1 / {2 * size}"
+    )
+
+
+def rename(inner: Strategy, name_of: Callable[[int], str]) -> None:
+    """Give every layer inside other names for nodes: those of their groups.
+
+    Guard, anomaly detection and rule then see one reply for each group, and their
+    events and memories are about groups.
+    """
+    for layer in walk(inner):
+        if isinstance(layer, StrategyLayer):
+            layer.name_of = name_of
