@@ -1,0 +1,252 @@
+"""Secure aggregation that survives dropouts: what both sides agree on.
+
+Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning",
+CCS 2017 (sections 4 and 6, and figure 4 with its lines against active servers); for
+many clients the neighbour graph of Bell et al., CCS 2020 (:mod:`.graph`). Differences:
+keys are bound to job, round and model by the signature that advertises them; who left
+the sum is decided once a round, so that no client is ever asked for both of another's
+secrets; every share has a public hash, so that a wrong one is known and left out.
+
+Mathematics (x_i, shape (n,), the integers of client i; everything modulo 2^k)
+------------------------------------------------------------------------------
+``y_i = x_i + PRG(b_i) + sum_(j neighbour, i < j) PRG(s_ij) - sum_(j < i) PRG(s_ij)``
+with a seed b_i of its own and a key s_ij that only i and j know (X25519). In a sum of
+all y_i the keystreams of pairs cancel. Shares of b_i and of the private key behind all
+s_ij are with i's neighbours; of clients that are in the sum b_i is opened, of those
+that left before they sent y_i the private key, of nobody both.
+
+Stages, from a client's view
+----------------------------
+``keys``     sends two fresh public keys, signed                        -> cohort U1
+``shares``   gets all keys; sends sealed shares of its secrets          -> U2
+``mask``     gets the shares it shall keep; sends y_i                   -> U3
+``consent``  (malicious only) gets U3; sends its signature of it
+``unmask``   gets U3 (and the signatures); sends one share per neighbour
+
+A client that is silent in a stage has dropped out. The sum is over U3.
+
+Guarantees
+----------
+With t of :func:`.graph.threshold`. Semi-honest: towards a server that follows the
+protocol, together with fewer than t clients of the cohort, an honest client's integers
+are hidden but for the sum over all honest clients of U3; the sum is exact if t clients
+answer every stage. Malicious: the same towards a server that deviates in any way,
+together with at most :func:`.graph.colluders` clients, given that the roster lists no
+key that the server holds; it may still make the round fail. With more than 21 clients
+and a semi-honest server thresholds are per neighbourhood and both statements hold but
+for the probabilities of :func:`.graph.failures`. In all cases U3 has at least
+``min_cohort`` clients or no honest client opens anything.
+
+Not hidden: who takes part, when, and the sum itself. Not prevented: a client that
+contributes nonsense, or that deals wrong shares and then drops out, which makes the
+round fail.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from truststram.errors import ProtocolError
+
+from .fields import join, split
+from .graph import degree, neighbours, threshold
+from .identity import CLIENT, Identity, Roster
+from .masks import KEY_BYTES, agree, derive_key
+
+__all__ = ["MAX_CLIENTS", "STAGES", "Cohort", "Terms", "advert", "agree_on_mask"]
+
+STAGES = ("keys", "shares", "mask", "consent", "unmask")
+# Every client gets every key, and in a complete graph deals a share to every other.
+MAX_CLIENTS = 1000
+SIGNATURE_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a sum is about; a client's keys are good for these terms only.
+
+    Parameters
+    ----------
+    job : str
+        The job's id.
+    round : int
+    model : bytes
+        SHA-256 of the global model that the updates start from.
+    threat : str
+        ``semi-honest`` or ``malicious``.
+    min_cohort : int
+        Smallest number of clients in a sum, at least 3: of two, each knows the other's.
+    """
+
+    job: str
+    round: int
+    model: bytes
+    threat: str
+    min_cohort: int
+
+    def __post_init__(self) -> None:
+        if self.min_cohort < 3:
+            raise ProtocolError("cohort-size", "a sum of fewer than 3 hides nothing")
+
+    @cached_property
+    def tag(self) -> bytes:
+        """32 bytes that only equal terms share."""
+        numbers = f"{self.round} {self.min_cohort} {self.threat}"
+        body = join([self.job.encode(), numbers.encode(), self.model])
+        return hashlib.sha256(b"truststram secagg 1" + body).digest()
+
+
+def advert(terms: Terms, identity: Identity, mask: bytes, share: bytes) -> bytes:
+    """Return a client's public keys for one sum, signed.
+
+    Fields: identity key, key of the masks, key of the sealed shares (32 bytes each),
+    signature (64).
+    """
+    signature = identity.sign(join([b"advert", terms.tag, mask, share]))
+    return join([identity.member.public, mask, share, signature])
+
+
+class Cohort:
+    """The clients of a sum and their keys, in the order of their names.
+
+    Parameters
+    ----------
+    body : bytes
+        All adverts, in the order of the clients' names. Untrusted.
+    terms : Terms
+    roster : Roster
+
+    Raises
+    ------
+    ProtocolError
+        Whatever is wrong with the body: ``cohort-size``, ``cohort`` (order, a client
+        twice), ``duplicate-key``, ``role`` and what :class:`.identity.Roster` raises.
+    """
+
+    def __init__(self, body: bytes, terms: Terms, roster: Roster) -> None:
+        parts = split(body, MAX_CLIENTS)
+        if len(parts) < terms.min_cohort:
+            raise ProtocolError(
+                "cohort-size", f"{len(parts)} clients, at least {terms.min_cohort}"
+            )
+        self.body, self.terms = body, terms
+        # What all that belongs to this very cohort is bound to.
+        self.tag = hashlib.sha256(join([terms.tag, body])).digest()
+        self.mask_key: dict[str, bytes] = {}
+        self.share_key: dict[str, bytes] = {}
+        self.identity: dict[str, bytes] = {}
+        for part in parts:
+            self._read(part, roster)
+        self.names = list(self.identity)
+        if self.names != sorted(self.names) or len(self.names) != len(parts):
+            raise ProtocolError("cohort", "not in the order of the clients' names")
+        keys = [*self.mask_key.values(), *self.share_key.values()]
+        if len(set(keys)) != len(keys):
+            raise ProtocolError("duplicate-key", "a key was advertised twice")
+
+    def _read(self, part: bytes, roster: Roster) -> None:
+        name, mask, share = read_advert(part, self.terms, roster)
+        self.identity[name] = part[4 : 4 + KEY_BYTES]
+        self.mask_key[name], self.share_key[name] = mask, share
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def neighbours(self) -> dict[str, list[str]]:
+        """The neighbours of every client."""
+        count = degree(len(self), self.terms.threat)
+        return neighbours(self.names, self.tag, count)
+
+    def holders(self, name: str) -> list[str]:
+        """Return who holds shares of a client's secrets: itself and its neighbours."""
+        return sorted([name, *self.neighbours[name]])
+
+    def needed(self, name: str) -> int:
+        """Return how many holders can open one of a client's secrets."""
+        return threshold(len(self.neighbours[name]) + 1, self.terms.threat)
+
+    @property
+    def needed_of_all(self) -> int:
+        """How many clients of the cohort must be left in the end."""
+        return max(self.terms.min_cohort, threshold(len(self), self.terms.threat))
+
+    @property
+    def members(self) -> bytes:
+        """32 bytes that cohorts of the same clients share, whatever their keys."""
+        return hashlib.sha256(join(n.encode() for n in self.names)).digest()
+
+    def flags(self, chosen: Iterable[str]) -> bytes:
+        """Return one byte for each client: 1 if it is among ``chosen``."""
+        kept = set(chosen)
+        return bytes(name in kept for name in self.names)
+
+    def chosen(self, flags: bytes) -> list[str]:
+        """Return the names that untrusted ``flags`` stand for, in order."""
+        if len(flags) != len(self) or set(flags) - {0, 1}:
+            raise ProtocolError("flags", f"not one bit for each of {len(self)} clients")
+        return [n for n, flag in zip(self.names, flags, strict=True) if flag]
+
+    def left(self, flags: bytes) -> list[str]:
+        """Return the clients in the sum, if there are enough of them."""
+        names = self.chosen(flags)
+        if len(names) < self.needed_of_all:
+            raise ProtocolError(
+                "too-few-left", f"{len(names)} clients, at least {self.needed_of_all}"
+            )
+        return names
+
+    def consent(self, flags: bytes) -> bytes:
+        """Return what a client signs to say that ``flags`` are who is in the sum."""
+        return join([b"consent", self.tag, flags])
+
+    def own_mask(self, name: str, seed: bytes) -> tuple[bytes, bool]:
+        """Return a client's own mask, for :func:`.masks.add_masks`."""
+        return derive_key(seed, b"own mask", self.tag, name.encode()), False
+
+    def commitment(self, name: str, seed: bytes) -> bytes:
+        """Return a hash that a seed of 256 random bits can be checked against."""
+        return hashlib.sha256(join([b"seed", self.tag, name.encode(), seed])).digest()
+
+    def check(self, share: bytes) -> bytes:
+        """Return the public hash of a share, by which a wrong one is known."""
+        return hashlib.sha256(self.tag + share).digest()
+
+    def sealing_key(self, private: bytes, other: str, *way: str) -> bytes:
+        """Return the key of what goes one ``way``, from name to name."""
+        secret = agree(private, self.share_key[other])
+        return derive_key(secret, b"share", self.tag, *(n.encode() for n in way))
+
+
+def read_advert(part: bytes, terms: Terms, roster: Roster) -> tuple[str, bytes, bytes]:
+    """Return (name, key of the masks, key of the shares) of an untrusted advert.
+
+    Raises
+    ------
+    ProtocolError
+        ``fields``, ``size``, ``role``, or what :meth:`.identity.Roster.verify` raises.
+    """
+    fields = split(part, 4)
+    if [len(x) for x in fields] != [*[KEY_BYTES] * 3, SIGNATURE_BYTES]:
+        raise ProtocolError("size", "not three keys and a signature")
+    public, mask, share, signature = fields
+    signed = join([b"advert", terms.tag, mask, share])
+    member = roster.verify(public, signature, signed)
+    if member.role != CLIENT:
+        raise ProtocolError("role", "not a client by the roster")
+    return member.name, mask, share
+
+
+def agree_on_mask(
+    cohort: Cohort, name: str, private: bytes, other: str
+) -> tuple[bytes, bool]:
+    """Return the mask that ``name`` shares with ``other``: (key, negative).
+
+    The other one gets the same key with the other sign.
+    """
+    secret = agree(private, cohort.mask_key[other])
+    pair = [n.encode() for n in sorted([name, other])]
+    return derive_key(secret, b"pair mask", cohort.tag, *pair), name > other
