@@ -134,12 +134,13 @@ class Selection:
         """
         k = min(max(k, 0), d)
         keys = np.random.PCG64(seed).random_raw(d)
-        cut = (k + 6 * k**0.5 + 10) / max(d, 1) * 2.0**64
-        near = np.flatnonzero(keys < np.uint64(cut)) if cut < 2.0**63 else np.arange(d)
-        if len(near) < k:
-            near = np.arange(d)
-        order = np.argsort(keys[near], kind="stable")[:k]
-        return cls(np.sort(near[order]), d)
+        if not 0 < k < d:
+            return cls(np.arange(k), d)
+        limit = np.partition(keys, k - 1)[k - 1]
+        keep = keys < limit
+        ties = np.flatnonzero(keys == limit)
+        keep[ties[: k - int(np.count_nonzero(keep))]] = True
+        return cls(np.flatnonzero(keep), d)
 
     @classmethod
     def largest(cls, x: Float32, k: int) -> Selection:

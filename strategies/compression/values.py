@@ -7,7 +7,6 @@ like minus the code of x.
 from __future__ import annotations
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from truststram.errors import ProtocolError
@@ -16,12 +15,12 @@ __all__ = [
     "BLOCK",
     "LEVELS",
     "block_scales",
+    "checked_codes",
     "checked_scales",
     "dequantise",
-    "pack_codes",
     "rounded",
+    "scale_bytes",
     "shuffled",
-    "unpack_codes",
 ]
 
 Float32 = NDArray[np.float32]
@@ -29,8 +28,11 @@ Codes = NDArray[np.int8]
 
 BLOCK = 4096
 LEVELS = 127
-# Deflating at level 1 finds what higher ones do: codes have a spread, no repetitions.
-ZSTD_LEVEL = 1
+
+
+def scale_bytes(n: int) -> int:
+    """Return the bytes of the scales of n values."""
+    return 4 * -(-n // BLOCK)
 
 
 def block_scales(x: Float32) -> Float32:
@@ -114,36 +116,15 @@ def checked_scales(data: memoryview) -> Float32:
     return scales.astype(np.float32, copy=False)
 
 
-def pack_codes(codes: Codes) -> tuple[bool, bytes]:
-    """Return (whether zstd made them smaller, the smaller bytes)."""
-    raw = codes.tobytes()
-    small = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(raw)
-    return (True, small) if len(small) < len(raw) else (False, raw)
-
-
-def unpack_codes(data: memoryview, n: int, *, zstd: bool) -> Codes:
-    """Return n codes, shape (n,); at most n bytes are allocated for them.
+def checked_codes(data: memoryview) -> Codes:
+    """Return received codes.
 
     Raises
     ------
     ProtocolError
-        ``zstd``: not one frame that declares and holds n bytes; ``value``: other than n
-        codes, or -128.
+        ``value``: one is -128.
     """
-    raw: memoryview | bytes = data
-    if zstd:
-        try:
-            # zstd believes the size that a frame declares, so it is read first.
-            declared = zstandard.frame_content_size(data)
-            if declared != n:
-                raise ProtocolError("zstd", f"{declared} bytes declared, not {n}")
-            reader = zstandard.ZstdDecompressor()
-            raw = reader.decompress(data, max_output_size=n, allow_extra_data=False)
-        except zstandard.ZstdError:
-            raise ProtocolError("zstd", "not a zstd frame") from None
-    codes = np.frombuffer(raw, np.int8)
-    if len(codes) != n:
-        raise ProtocolError("value", f"{len(codes)} codes, not {n}")
-    if n and codes.min() < -LEVELS:
+    codes = np.frombuffer(data, np.int8)
+    if len(codes) and codes.min() < -LEVELS:
         raise ProtocolError("value", "a code below -127")
     return codes

@@ -35,7 +35,8 @@ from truststram.errors import ProtocolError
 from truststram.records import Float32, Spec
 
 from . import rice
-from .codecs import CODECS, HEADER_BYTES, Codec
+from .codec import HEADER_BYTES, Codec
+from .codecs import CODECS
 from .selection import Selection
 
 __all__ = [
@@ -57,7 +58,6 @@ FRAMES = (
 )
 _HEADER = struct.Struct("<4sBBHQ16sQI")
 _CHECKSUM = struct.Struct("<I")
-_INDICES = struct.Struct("<QQB")
 assert _HEADER.size + _CHECKSUM.size == HEADER_BYTES
 
 
@@ -118,10 +118,8 @@ def unpack(
 
 
 def pack_selection(selection: Selection, *, spec_hash: bytes) -> bytes:
-    """Return a selection as a frame: k, bytes in unary, b, then :mod:`.rice`."""
-    code = rice.encode(selection.indices, selection.d)
-    head = _INDICES.pack(selection.k, len(code.unary), code.shift)
-    payload = b"".join((head, code.unary, code.low))
+    """Return a selection as a frame; its payload is that of :mod:`.rice`."""
+    payload = rice.encode(selection.indices, selection.d)
     return _frame(SELECTION, selection.d, spec_hash, payload)
 
 
@@ -133,19 +131,15 @@ def unpack_selection(
     Raises
     ------
     ProtocolError
-        As :func:`unpack`.
+        As :func:`unpack`; ``index`` also for more than ``most``.
     """
     name, payload = _opened(frame, d, spec_hash)
     if name != SELECTION:
         raise ProtocolError("frame-codec", "not a selection")
-    if len(payload) < _INDICES.size:
-        raise ProtocolError("payload-size", f"{len(payload)} bytes")
-    k, unary, shift = _INDICES.unpack_from(payload)
-    body = payload[_INDICES.size :]
-    if k > most or unary > len(body):
-        raise ProtocolError("index", f"{k} indices, not {most} at most")
-    code = rice.Rice(shift, bytes(body[:unary]), bytes(body[unary:]))
-    return Selection(rice.decode(code, k, d), d)
+    indices, rest = rice.decode(payload, d)
+    if len(rest) or len(indices) > most:
+        raise ProtocolError("index", f"more than {most} indices, or bytes after them")
+    return Selection(indices, d)
 
 
 def _frame(name: str, d: int, spec_hash: bytes, payload: bytes) -> bytes:
