@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 
-from .events import MECHANISMS, SCALED, Release
+from .events import MECHANISMS, SCALED, UNBOUNDED, Release
 from .pld import LEAST_DELTA, epsilon_at
 from .rdp import ORDERS, RESERVE, epsilon_of, rdp
 from .sampling import EVERYONE, Sampling
@@ -37,6 +37,7 @@ def calibrate(
     *,
     delta_slack: float = 0.0,
     adaptive: bool = False,
+    units: float = 0.0,
 ) -> Release:
     """Return the release of least noise of which ``rounds`` fit into a budget.
 
@@ -49,7 +50,7 @@ def calibrate(
         Budget of the run.
     rounds : int
         Releases, all equal.
-    sampling, relation, dimension, delta_slack
+    sampling, relation, dimension, delta_slack, units
         As in :class:`~.events.Release`.
     adaptive : bool
         For a Rényi filter instead of exact composition (needs more noise).
@@ -77,6 +78,7 @@ def calibrate(
         "relation": relation,
         "dimension": dimension,
         "delta_slack": delta_slack,
+        "units": units,
     }
     target = _Target(epsilon, delta, rounds, adaptive)
     start = math.log(_guess(name, epsilon, delta, rounds, sampling))
@@ -115,7 +117,7 @@ def noise_std(release: Release, clip: float = 1.0) -> float:
         Bound C on the norm (``release.norm``) of what one unit contributes. Neighbours
         under ``replace`` differ by twice that; this is taken care of here.
     """
-    if release.mechanism == "gaussian":
+    if release.mechanism in UNBOUNDED:
         return release.scale * clip
     if release.mechanism == "laplace":
         return math.sqrt(2) * release.scale * clip
@@ -206,7 +208,7 @@ def _guess(
 ) -> float:
     """Return noise of about the right size to start from."""
     many = math.sqrt(rounds)
-    if name == "gaussian":
+    if name in UNBOUNDED:
         noise = math.sqrt(2 * math.log(1.25 / delta)) / epsilon
         return max(noise * many * sampling.rate, 0.3)
     amplified = math.log1p(math.expm1(min(epsilon, 500)) / sampling.rate)

@@ -51,17 +51,20 @@ __all__ = [
     "PURE",
     "RELATIONS",
     "SCALED",
+    "UNBOUNDED",
     "Release",
     "Sampling",
 ]
 
 # Mechanisms of which the noise is given by a scale, and those given by epsilon0.
-SCALED = ("gaussian", "laplace")
+SCALED = ("gaussian", "laplace", "skellam")
 PURE = ("staircase", "staircase-ball", "laplace-ball")
 MECHANISMS = (*SCALED, *PURE)
+# Of which the privacy loss has no bound.
+UNBOUNDED = ("gaussian", "skellam")
 # exp(-700) is about the smallest double.
 MOST_LOSS = 700.0
-# A Gaussian with less noise than this part of the clip hides nothing.
+# Noise of a smaller deviation than this part of the clip hides nothing.
 LEAST_SCALE = 1e-3
 
 
@@ -82,24 +85,28 @@ class Release:
         (Kulesza, Suresh, Wang, "General Staircase Mechanisms", AISTATS 2025).
         ``laplace-ball``: a vector, clip in L2, density falling exponentially with the
         L2 norm (the K-norm mechanism; Hardt and Talwar, STOC 2010).
+        ``skellam``: a vector of integers, clip in L2, with Skellam noise on every
+        coordinate (:mod:`.skellam`). Everybody knows the cohort: no sampling.
     scale : float
-        For ``gaussian`` the noise multiplier, standard deviation / C. For ``laplace``
-        the scale parameter / C. Both do not depend on the relation: it is 1 clip, not
-        the distance of neighbours, that they are given in. Otherwise 0.
+        For ``gaussian`` and ``skellam`` the noise multiplier, standard deviation / C.
+        For ``laplace`` the scale parameter / C. They do not depend on the relation: it
+        is 1 clip, not the distance of neighbours, that they are given in. Otherwise 0.
     sampling, relation
         Who takes part, and who is a neighbour; see the module.
     dimension : int
         Coordinates of what is released.
     epsilon0 : float
-        For the last three: the pure epsilon of this release without sampling. Their
-        step is the distance of neighbours: C for add-remove, 2 C for replace. 0
-        otherwise.
+        For staircases and ``laplace-ball``: the pure epsilon of this release without
+        sampling. Their step is the distance of neighbours: C for add-remove, 2 C for
+        replace. 0 otherwise.
     gamma : float
         For the staircases: part of a step that is high, in (0, 1). Left out, the one of
         least variance.
     delta_slack : float
         Added to delta for every such release: probability that the sampler leaves the
         distribution that is accounted for.
+    units : float
+        For ``skellam``: C in lattice steps. 0 otherwise.
 
     Raises
     ------
@@ -122,6 +129,7 @@ class Release:
     epsilon0: float = 0.0
     gamma: float = 0.0
     delta_slack: float = 0.0
+    units: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what is not private, and fill in gamma."""
@@ -158,8 +166,8 @@ class Release:
 
     @property
     def pure_epsilon(self) -> float:
-        """Epsilon at delta 0 without sampling; infinite for Gaussian noise."""
-        if self.mechanism == "gaussian":
+        """Epsilon at delta 0 without sampling; infinite for Gaussian and Skellam."""
+        if self.mechanism in UNBOUNDED:
             return math.inf
         return self.epsilon0 or self.sensitivity / self.scale
 
@@ -189,18 +197,32 @@ def _check_noise(release: Release) -> None:
     used, unused = ("scale", "epsilon0") if scaled else ("epsilon0", "scale")
     value, other = getattr(release, used), getattr(release, unused)
     finite(**{used: value, unused: other}, gamma=release.gamma)
-    finite(delta_slack=release.delta_slack)
+    finite(delta_slack=release.delta_slack, units=release.units)
     if value <= 0 or other != 0:
         raise ValueError(
             f"{release.mechanism} takes {used} > 0 and no {unused}; got "
             f"{used} = {value}, {unused} = {other}."
         )
-    if release.mechanism == "gaussian" and release.scale < LEAST_SCALE:
+    if release.mechanism in UNBOUNDED and release.scale < LEAST_SCALE:
         raise ValueError(f"scale = {value}: expected >= {LEAST_SCALE:g}.")
-    if release.mechanism != "gaussian" and release.pure_epsilon > MOST_LOSS:
+    if release.mechanism not in UNBOUNDED and release.pure_epsilon > MOST_LOSS:
         raise ValueError(f"{used} = {value}: a release of epsilon > {MOST_LOSS:g}.")
+    _check_lattice(release)
     if release.mechanism == "staircase" and release.dimension > 1:
         raise ValueError(why_not_iid(value, release.gamma, release.dimension))
+
+
+def _check_lattice(release: Release) -> None:
+    """Refuse integers without a lattice, and a secret cohort that is none."""
+    on_lattice = release.mechanism == "skellam"
+    if not (release.units > 0 if on_lattice else release.units == 0):
+        wanted = "> 0" if on_lattice else f"none for {release.mechanism}"
+        raise ValueError(f"units = {release.units}: expected {wanted}.")
+    if on_lattice and release.sampling.kind != "none":
+        raise ValueError(
+            "skellam with sampling: everybody knows who is in a secure sum, so no "
+            "secrecy amplifies it. Use Sampling('none')."
+        )
 
 
 def why_not_iid(

@@ -19,7 +19,7 @@ What is computed in floating point is trusted to 1e-12 of delta, which is set as
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache, reduce
 
 import numpy as np
@@ -27,8 +27,16 @@ from dp_accounting.pld import privacy_loss_distribution as dp
 
 from .events import MOST_LOSS, Release
 from .pairs import Doubles, deviation, pairs
+from .rdp import ORDERS, delta_of, epsilon_of, rdp
 
-__all__ = ["LEAST_DELTA", "delta_at", "distribution", "epsilon_at", "interval"]
+__all__ = [
+    "LEAST_DELTA",
+    "by_rdp",
+    "delta_at",
+    "distribution",
+    "epsilon_at",
+    "interval",
+]
 
 # Set aside from delta for rounding errors of the Fourier transforms, and the smallest
 # delta at which that does not matter.
@@ -68,6 +76,8 @@ def epsilon_at(
     left = delta - _slack(releases)
     if left < 0:
         return math.inf
+    if by_rdp(releases):
+        return epsilon_of(_curve(releases), ORDERS, left) if left else math.inf
     composed, pure = _composed(releases, coarse), _pure(releases)
     if composed is None:
         return 0.0
@@ -83,11 +93,21 @@ def delta_at(releases: Mapping[Release, int], epsilon: float) -> float:
     """
     _check(releases, LEAST_DELTA)
     slack = _slack(releases)
+    if by_rdp(releases):
+        return min(1.0, delta_of(_curve(releases), ORDERS, epsilon) + slack)
     composed = _composed(releases)
     if composed is None or _pure(releases) <= epsilon:
         return slack
     delta = float(composed.get_delta_for_epsilon(epsilon))
     return min(1.0, delta + slack + ROUNDING)
+
+
+def by_rdp(releases: Iterable[Release]) -> bool:
+    """Return whether Rényi divergences compose these: some have no exact distribution.
+
+    For Skellam noise on a vector it is not known which neighbours are worst.
+    """
+    return any(release.mechanism == "skellam" for release in releases)
 
 
 def interval(release: Release) -> float:
@@ -197,6 +217,15 @@ def _composed(
     groups.sort(key=lambda group: repr(group[0]))
     powers = [_power(release, width, count) for release, count in groups]
     return reduce(lambda one, other: one.compose(other), powers)
+
+
+def _curve(releases: Mapping[Release, int]) -> list[float]:
+    """Return the Rényi divergences of a composition at all orders."""
+    curve = np.zeros(len(ORDERS))
+    for release, count in releases.items():
+        if count:
+            curve += count * np.array(rdp(release))
+    return curve.tolist()
 
 
 def _pure(releases: Mapping[Release, int]) -> float:

@@ -31,10 +31,11 @@ from functools import lru_cache
 import numpy as np
 from dp_accounting import rdp as dp
 
+from . import skellam
 from .events import Release
 from .pairs import pairs, renyi
 
-__all__ = ["ORDERS", "RdpFilter", "best_order", "epsilon_of", "rdp"]
+__all__ = ["ORDERS", "RdpFilter", "best_order", "delta_of", "epsilon_of", "rdp"]
 
 ORDERS = (
     *(1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0),
@@ -60,10 +61,14 @@ def rdp(release: Release, orders: tuple[float, ...] = ORDERS) -> tuple[float, ..
     -------
     tuple of float
         One for each order, exact to about 1e-9; infinite where it is not computed
-        (sampled Gaussian noise at high orders).
+        (sampled Gaussian noise at high orders); for ``skellam`` an upper bound.
     """
     if min(orders) <= 1:
         raise ValueError(f"Orders {orders}: expected > 1.")
+    if release.mechanism == "skellam":
+        variance = (release.scale * release.units) ** 2
+        l1, l2 = skellam.sensitivities(release)
+        return tuple(skellam.divergence(variance, l1, l2, a) for a in orders)
     if release.mechanism != "gaussian":
         found = pairs(release)
         return tuple(max(renyi(pair, a) for pair in found) for a in orders)
@@ -92,6 +97,22 @@ def epsilon_of(curve: Sequence[float], orders: Sequence[float], delta: float) ->
         return math.inf
     epsilon, _ = dp.compute_epsilon(*zip(*known, strict=True), delta)
     return float(epsilon)
+
+
+def delta_of(curve: Sequence[float], orders: Sequence[float], epsilon: float) -> float:
+    """Return delta at epsilon of a curve, minimised over the orders.
+
+    See :func:`epsilon_of`.
+    """
+    if not any(curve):
+        return 0.0
+    known = [(a, r) for a, r in zip(orders, curve, strict=True) if math.isfinite(r)]
+    if not known:
+        return 1.0
+    delta, _ = dp.rdp_privacy_accountant.compute_delta(
+        *zip(*known, strict=True), epsilon
+    )
+    return float(delta)
 
 
 def best_order(release: Release, epsilon: float, delta: float) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from .events import Release
+from .events import UNBOUNDED, Release
+from .pld import by_rdp
+from .skellam import THEOREM
 
 if TYPE_CHECKING:
     from .ledger import Ledger
@@ -31,6 +33,8 @@ def paragraph(ledger: Ledger) -> str:
         spent = f"{spent}, of a budget of {ledger.epsilon:g}"
     made = "; ".join(phrase(r, n) for r, n in ledger.releases.items())
     how = "exact composition (privacy loss distributions) of a fixed schedule"
+    if by_rdp(ledger.releases):
+        how = f"composition of Rényi divergences ({THEOREM}) of a fixed schedule"
     if ledger.adaptive:
         how = (
             "a Rényi filter, because noise may depend on earlier outputs: what may be "
@@ -52,7 +56,7 @@ def phrase(release: Release, count: int) -> str:
     '2 x staircase-ball of 3 coordinates (epsilon0 1; everyone takes part)'
     """
     noise = f"scale {release.scale:.4g} clips"
-    if release.mechanism == "gaussian":
+    if release.mechanism in UNBOUNDED:
         noise = f"noise multiplier {release.scale:.4g}"
     if release.epsilon0:
         noise = f"epsilon0 {release.epsilon0:.4g}"
