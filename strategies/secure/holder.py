@@ -1,0 +1,141 @@
+"""Decrypting a sum for the server: the part of the nodes that hold the secret key.
+
+The server never has the key. It sends the sum of the ciphertexts to the decryptor, or
+to two of the nodes that took part, and gets the exact integers back. Whoever decrypts
+is the last who can refuse, and checks by itself what can be checked:
+
+- the signed heads of all frames in the sum: members of the roster, each once, at least
+  ``secure.min-cohort`` of them, all of one run, round, cohort, key, set of parameters
+  and **model**. A server that gave nodes different models (Pasquini et al., "Eluding
+  Secure Aggregation in Federated Learning via Model Inconsistency", CCS 2022) has heads
+  that differ, and gets nothing;
+- a node that took part: that it was given this model, for this cohort;
+- the journal: no two sums from which one node could be subtracted (:mod:`.journal`);
+- after decryption, before anything is told: as many clients as heads are in the sum,
+  every value is in range, the checksum fits.
+
+A server that follows the protocol learns sums only. One that does not can add other
+ciphertexts than those of the heads and forge the counters, because ciphertexts can be
+added to: under ``secure.threat = malicious`` the decryptor therefore gets the frames
+and adds them itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from truststram.errors import ProtocolError
+
+from .identity import CLIENT, DECRYPTOR
+from .journal import Journal
+from .keys import JobKey, Keyring
+from .terms import SUM, UPDATE, Request, Terms, label_of
+from .wire import Frame, Header, check_header, digest, open_frame, open_head, seal
+
+__all__ = ["opened"]
+
+
+def opened(
+    request: Request, terms: Terms, run: str, keyring: Keyring, journal: Journal
+) -> bytes:
+    """Return the signed frame with the sum that ``request`` asks for.
+
+    The body is the vector of :mod:`.slots`, little-endian integers of
+    :func:`sum_dtype`.
+
+    Raises
+    ------
+    ProtocolError
+        With the reason for which nothing is decrypted.
+    """
+    key, role = keyring.key, keyring.identity.member.role
+    assert key is not None
+    holder = DECRYPTOR if terms.parameters.public else CLIENT
+    if role != holder:
+        raise ProtocolError("role", f"only a {holder} decrypts sums of this job")
+    expected = {
+        "scheme": terms.parameters.scheme,
+        "job": run,
+        "round": request.round,
+        "stage": UPDATE,
+        "cohort": request.cohort_hash,
+        "model": request.model,
+        "key": key.fingerprint,
+        "parameters": terms.hash,
+    }
+    if role == CLIENT and journal.joined(request.model) != request.cohort_hash:
+        raise ProtocolError("model", "this node took no part with that model")
+    total, frames = _summed(request, terms, keyring, key, expected)
+    header = frames[0].header
+    journal.open(request.model, [frame.member.name for frame in frames])
+    slots = terms.slots(header.about)
+    values = key.cipher.decrypt(total, slots.size, len(frames))
+    slots.read(values, len(frames), label_of(header))
+    about = {"nodes": nodes_hash(frames)}
+    answer = Header(**{**expected, "node": "", "stage": SUM, "about": about})  # type: ignore[arg-type]  # all fields by name
+    body = values.astype(sum_dtype(terms)).tobytes()
+    return seal(keyring.identity, answer, body)
+
+
+def nodes_hash(frames: Sequence[Frame]) -> str:
+    """Return the hash of the names of who is in a sum."""
+    return digest(*sorted(frame.member.name.encode() for frame in frames))
+
+
+def sum_dtype(terms: Terms) -> str:
+    """Return the type of the integers of a sum."""
+    return "<u4" if terms.quantiser.width <= 32 else "<u8"
+
+
+def _summed(
+    request: Request,
+    terms: Terms,
+    keyring: Keyring,
+    key: JobKey,
+    expected: dict[str, str | int],
+) -> tuple[bytes, list[Frame]]:
+    """Return the encrypted sum and the heads of what is in it, checked."""
+    keys, roster = terms.job.secure, keyring.roster
+    adds = keys.threat == "malicious"
+    parts = request.frames if adds else request.heads
+    if not keys.min_cohort <= len(parts) <= terms.parameters.most:
+        raise ProtocolError(
+            "cohort-size",
+            f"a sum of {len(parts)} nodes, from {keys.min_cohort} to "
+            f"{terms.parameters.most} are allowed",
+        )
+    if not adds:
+        frames = [open_head(part, roster) for part in parts]
+        for frame in frames:
+            check_header(frame.header, expected)
+    else:
+        most = max(map(len, parts))
+        frames = [open_frame(part, roster, expected, most) for part in parts]
+    check_distinct(frames)
+    if not adds:
+        return request.total, frames
+    size = terms.slots(frames[0].header.about).size
+    return key.cipher.add([frame.body for frame in frames], size), frames
+
+
+def check_distinct(frames: Sequence[Frame]) -> None:
+    """Refuse frames of which two are of one node or do not describe the same vector.
+
+    Raises
+    ------
+    ProtocolError
+        ``duplicate``, ``role`` or ``header``.
+    """
+    if len({frame.member.name for frame in frames}) != len(frames):
+        raise ProtocolError("duplicate", "a node is in the sum twice")
+    if any(frame.member.role != CLIENT for frame in frames):
+        raise ProtocolError("role", "a decryptor does not train")
+    first = form(frames[0])
+    if any(form(frame) != first for frame in frames):
+        raise ProtocolError("header", "updates of different forms")
+
+
+def form(frame: Frame) -> tuple[object, object]:
+    """Return what must be the same in all frames of a sum."""
+    about = frame.header.about
+    return about.get("values"), about.get("metrics")

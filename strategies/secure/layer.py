@@ -1,0 +1,395 @@
+"""Server half of secure sums under homomorphic encryption.
+
+The server adds ciphertexts and never holds a key. A round: the nodes that are asked are
+fixed and named in every request; their signed frames are verified and added; the sum is
+decrypted by nodes that hold the key (:mod:`.holder`), the integers come back, and the
+layers inside get one reply, the mean of the updates. All nodes count alike: numbers of
+examples are data.
+
+With ``secure.group-size`` each group has a sum of its own, and the layers inside get
+one reply for each group.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from truststram._flower import run_id
+from truststram.errors import ProtocolError, RunError
+from truststram.job import Job
+from truststram.records import blank, records_of
+
+from ..base import StrategyLayer, synthetic_reply
+from ..server_sgd import ServerSGD
+from ..update import DELTA
+from ..update import UPDATE as UPDATE_RECORD
+from .clear import clear_mean
+from .federation import Federation
+from .groups import Groups, enough, rename
+from .he import Cipher
+from .holder import form
+from .identity import CLIENT
+from .opening import Opening, Part
+from .selection import Selection
+from .slots import Summed
+from .terms import UPDATE, Request, label_of, terms_of
+from .trust import trust_line
+from .wire import SECURE, Frame, frame_of, hash_of_model, open_frame
+
+__all__ = ["SecureSum"]
+
+Verified = tuple[Message, Frame]
+
+
+class SecureSum(StrategyLayer):
+    """Hand on the mean of updates that the server cannot see.
+
+    Parameters
+    ----------
+    job : Job
+        Its ``secure`` section with scheme ckks or bfv, and ``round.deadline``.
+    inner : Strategy, optional
+        Any Flower strategy; gets one reply a round (or one a group).
+
+    Guarantees
+    ----------
+    What the server learns of the updates is their sum over a set of at least
+    ``secure.min-cohort`` nodes, under the assumptions of :func:`.trust.trust_line`,
+    which is told before the first round. The sum is exact on the integers that the
+    nodes sent. A frame that was changed, cut off, replayed, swapped, or made for
+    another run, round, cohort, model or key, or under other parameters, is dropped with
+    its reason, and the round goes on without it; with fewer than ``secure.min-cohort``
+    left, or a sum that is not decrypted or does not fit its checksum, the round is
+    refused and the model kept. No signature covers a sum: against intent it is as good
+    as the nodes that decrypt it. A malicious node may contribute any values up to
+    ``secure.clip``; there is no bound on the norm of a single update.
+
+    Events
+    ------
+    ``secure-plan`` (once: scheme, trust, bits, clip, largest cohort, encrypted, clear,
+    clear-fraction, clear-arrays, keys), ``secure-sum`` (round, clients, clipped, bytes
+    of the decryption), ``secure-refused`` (round, code, detail), ``reply-dropped``.
+
+    Raises
+    ------
+    ConfigError
+        In ``configure_train``, if TenSEAL or the roster is missing.
+    RunError
+        If nodes of one round would be sent different models.
+    """
+
+    reduces = True
+    linear = True
+
+    def __init__(self, job: Job, inner: Strategy | None = None) -> None:
+        super().__init__(inner or ServerSGD())
+        self.job, self.terms = job, terms_of(job)
+        self._federation: Federation | None = None
+        self._groups: Groups | None = None
+        self._request = Request(UPDATE, 0)
+
+    @property
+    def federation(self) -> Federation:
+        """Roster and grid of the run."""
+        if self._federation is None:
+            raise RuntimeError("configure_train must be called before aggregate_train")
+        return self._federation
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Fix the cohort, and name it and the model in every message."""
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        if self._federation is None:
+            self._begin(grid)
+        federation = self.federation
+        federation.grid = grid
+        if self.terms.parameters.public:
+            federation.find_decryptors(server_round)
+        messages = [
+            m for m in messages if m.metadata.dst_node_id not in federation.decryptors
+        ]
+        self._request = Request(
+            UPDATE,
+            server_round,
+            cohort=tuple(sorted(str(m.metadata.dst_node_id) for m in messages)),
+            model=_model_of(messages),
+        )
+        problem = self._objection(len(messages))
+        if problem is not None:
+            self._refuse(problem)
+            return []
+        for message in messages:
+            message.content[SECURE] = self._request.record()
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add, have the sums decrypted, hand on their means."""
+        fit = self._agreed(list(self._verified(replies)))
+        means = self._means([part for part in self._sets(fit) if self._is_enough(part)])
+        return self.hand_on(server_round, means) if means else (None, None)
+
+    def _begin(self, grid: Grid) -> None:
+        """Say who must collude to break this, and what is not encrypted."""
+        keys, p = self.job.secure, self.terms.parameters
+        self._federation = Federation.of(self.job, grid, str(run_id()))
+        if keys.group_size and self._groups is None:
+            names = [self.name_of(node) for node in grid.get_node_ids()]
+            self._groups = Groups.of(names, keys.group_size, str(run_id()))
+        if self._groups:
+            groups = self._groups
+            rename(self.inner, lambda node: groups.label_of(self.name_of(node)))
+        selection = Selection.of(self.model.spec, keys.layers)
+        size, clear = selection.size, selection.clear_size
+        self.emit(
+            "secure-plan",
+            scheme=keys.scheme,
+            trust=trust_line(self.job),
+            bits=p.bits,
+            clip=keys.clip,
+            most=p.most,
+            encrypted=size - clear,
+            clear=clear,
+            clear_fraction=round(clear / max(size, 1), 6),
+            clear_arrays=list(selection.names)[:100],
+            keys="simulated" if self.federation.simulated else "operator",
+        )
+
+    def _objection(self, nodes: int) -> ProtocolError | None:
+        keys = self.job.secure
+        most = None if self._groups else self.terms.parameters.most
+        if nodes < keys.min_cohort or (most is not None and nodes > most):
+            return ProtocolError(
+                "cohort-size",
+                f"{nodes} nodes can be asked; secure.min-cohort = {keys.min_cohort}, "
+                f"secure.max-cohort = {keys.max_cohort}",
+            )
+        return None
+
+    def _expected(self) -> dict[str, str | int]:
+        request = self._request
+        return {
+            "scheme": self.job.secure.scheme,
+            "job": self.federation.run,
+            "round": request.round,
+            "stage": UPDATE,
+            "cohort": request.cohort_hash,
+            "model": request.model,
+            "parameters": self.terms.hash,
+        }
+
+    def _verified(self, replies: Iterable[Message]) -> Iterable[Verified]:
+        """Yield the replies whose frames are right in themselves, one a node."""
+        seen: set[str] = set()
+        # A linear codec may lengthen an update to a power of two.
+        values = 2 * self.model.spec.size + 64
+        most = self.terms.parameters.most_bytes(values + 512)
+        for reply in replies:
+            try:
+                if reply.has_error():
+                    text = f"{reply.error.code}: {reply.error.reason or ''}"
+                    raise ProtocolError("client-error", text[:300])
+                data, roster = frame_of(reply.content), self.federation.roster
+                frame = open_frame(data, roster, self._expected(), most)
+                if frame.member.role != CLIENT:
+                    raise ProtocolError("role", "a decryptor does not train")
+                self.federation.bind(reply.metadata.src_node_id, frame.member)
+                if frame.member.name in seen:
+                    raise ProtocolError("duplicate", "the node has replied already")
+                if self.terms.slots(frame.header.about).values > values:
+                    raise ProtocolError("header", "longer than any update")
+            except ProtocolError as error:
+                self._drop(reply, error)
+            else:
+                seen.add(frame.member.name)
+                yield reply, frame
+
+    def _agreed(self, replies: Sequence[Verified]) -> list[Verified]:
+        """Keep the replies that can be added: one key, one form, valid clear values."""
+        if not replies:
+            return []
+
+        def kind(frame: Frame) -> str:
+            return repr((frame.header.key, form(frame)))
+
+        common = Counter(kind(frame) for _, frame in replies).most_common(1)[0][0]
+        kept = []
+        for reply, frame in replies:
+            try:
+                if kind(frame) != common:
+                    raise ProtocolError(
+                        "key", "made with another key than most frames, or not alike"
+                    )
+                if self.job.secure.layers:
+                    selection = Selection.of(self.model.spec, self.job.secure.layers)
+                    clear_mean([(reply.content, frame)], selection, 1.0)
+            except ProtocolError as error:
+                self._drop(reply, error)
+            else:
+                kept.append((reply, frame))
+        return kept
+
+    def _sets(self, replies: list[Verified]) -> list[list[Verified]]:
+        """Return the sets of replies that each have a sum of their own."""
+        if not self._groups:
+            return [replies]
+        sets: list[list[Verified]] = [[] for _ in range(len(self._groups))]
+        for reply, frame in replies:
+            index = self._groups.index(self.name_of(reply.metadata.src_node_id))
+            if index is None:
+                error = ProtocolError("unknown-node", "the node is in no group")
+                self._drop(reply, error)
+            else:
+                sets[index].append((reply, frame))
+        return sets
+
+    def _is_enough(self, replies: Sequence[Verified]) -> bool:
+        least, count = self.job.secure.min_cohort, len(replies)
+        if count >= least and enough(count):
+            return True
+        text = f"{count} valid frames, secure.min-cohort = {least}"
+        self._refuse(ProtocolError("cohort-size", text))
+        return False
+
+    def _means(self, sets: Sequence[list[Verified]]) -> list[Message]:
+        """Return one reply for each set whose sum was decrypted and is right."""
+        added = [found for replies in sets if (found := self._added(replies))]
+        if not added:
+            return []
+        key = added[0][1].frames[0].header.key
+        expected = {**self._expected(), "key": key}
+        opening = Opening(
+            self.terms,
+            self.federation.grid,
+            self.federation.roster,
+            expected,
+            self._request,
+        )
+        holders = list(self.federation.decryptors) or [
+            reply.metadata.src_node_id for replies, _ in added for reply, _ in replies
+        ]
+        opening([part for _, part in added], holders)
+        means = []
+        for replies, part in added:
+            try:
+                means.append(self._mean(replies, part, opening))
+            except ProtocolError as error:
+                self._refuse(error)
+        return means
+
+    def _added(self, replies: list[Verified]) -> tuple[list[Verified], Part] | None:
+        """Add the frames of a set, without those that are no ciphertexts."""
+        cipher = Cipher(self.terms.parameters)
+        size = self.terms.slots(replies[0][1].header.about).size
+        try:
+            total = cipher.add([frame.body for _, frame in replies], size)
+        except ProtocolError:
+            fit = []
+            for reply, frame in replies:
+                try:
+                    cipher.check(frame.body, size)
+                    fit.append((reply, frame))
+                except ProtocolError as error:
+                    self._drop(reply, error)
+            return self._added(fit) if self._is_enough(fit) else None
+        return replies, Part([frame for _, frame in replies], total, size)
+
+    def _mean(
+        self, replies: Sequence[Verified], part: Part, opening: Opening
+    ) -> Message:
+        """Return the reply of a decrypted sum.
+
+        Raises
+        ------
+        ProtocolError
+            If it was not decrypted, or is not such a sum.
+        """
+        if part.result is None:
+            code = opening.reasons[0].code if opening.reasons else "no-answer"
+            detail = opening.reasons[0].detail if opening.reasons else "nobody answered"
+            raise ProtocolError("not-decrypted", f"{code}: {detail}")
+        header = replies[0][1].header
+        slots = self.terms.slots(header.about)
+        found = slots.read(part.result, len(replies), label_of(header))
+        self.emit(
+            "secure-sum",
+            round=self._request.round,
+            clients=found.clients,
+            clipped=round(found.clipped / max(slots.values * found.clients, 1), 6),
+            bytes_down=opening.bytes_down,
+            bytes_up=opening.bytes_up,
+        )
+        update = self._update(replies, found)
+        examples = max(found.examples, 1)
+        return synthetic_reply(replies[0][0], update, found.metrics, examples)
+
+    def _update(self, replies: Sequence[Verified], found: Summed) -> RecordDict:
+        """Return a content with the mean update."""
+        mean = (found.values / found.clients).astype(np.float32)
+        keys = self.job.secure
+        size = self.model.spec.size if keys.layers else len(mean)
+        array, out = blank((size,))
+        if keys.layers:
+            selection = Selection.of(self.model.spec, keys.layers)
+            parts = [(reply.content, frame) for reply, frame in replies]
+            selection.join(mean, clear_mean(parts, selection, keys.clip), out)
+        else:
+            out[:] = mean
+        record = ArrayRecord()
+        record[DELTA] = array  # the constructor would make another Array
+        return RecordDict({UPDATE_RECORD: record})
+
+    def _drop(self, reply: Message, error: ProtocolError) -> None:
+        self.emit(
+            "reply-dropped",
+            round=self._request.round,
+            phase="train",
+            node=self.name_of(reply.metadata.src_node_id),
+            code=error.code,
+            detail=error.detail,
+        )
+
+    def _refuse(self, error: ProtocolError) -> None:
+        self.emit(
+            "secure-refused",
+            round=self._request.round,
+            code=error.code,
+            detail=error.detail,
+        )
+
+    def describe(self) -> str:
+        """Return one line for the strategy summary."""
+        keys = self.job.secure
+        return f"SecureSum: {keys.scheme}, key with {keys.key_holder}"
+
+    def state(self) -> dict[str, Any]:
+        """Return the groups."""
+        return {"groups": self._groups.state() if self._groups else []}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore them: other groups would tell single updates by subtraction."""
+        self._groups = Groups.from_state(state["groups"]) if state["groups"] else None
+
+
+def _model_of(messages: Sequence[Message]) -> str:
+    """Return the hash of the one model that all messages carry."""
+    known: dict[int, str] = {}
+    for message in messages:
+        for record in records_of(message.content, ArrayRecord):
+            if id(record) not in known:
+                known[id(record)] = hash_of_model(record)
+    if len(set(known.values())) > 1:
+        raise RunError(
+            "Nodes of one round would be sent different models; under a secure sum "
+            "they compare what they were sent."
+        )
+    return next(iter(known.values()), "")

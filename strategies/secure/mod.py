@@ -1,0 +1,203 @@
+"""Client half of secure sums under homomorphic encryption.
+
+With this mod outermost, nothing that a node sends tells about it alone: the update, the
+number of examples and all metrics leave inside one encrypted, signed frame
+(:mod:`.slots`, :mod:`.wire`); evaluation and texts of errors do not leave at all. What
+``secure.layers`` does not name travels in clear beside the frame.
+
+Before it trains, a node checks what it was asked: that it is one of a cohort of at
+least ``secure.min-cohort``, that the model is the one that the request names, and that
+it joined no other cohort for that model (:mod:`.journal`). It also decrypts sums, if it
+holds the key (:mod:`.holder`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from flwr.app import (
+    ArrayRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp.typing import ClientAppCallable, Mod
+
+from truststram.errors import ConfigError, ProtocolError
+from truststram.job import Job
+from truststram.records import Float32, Spec, pack, records_of, view
+from truststram.rng import derive
+
+from ..base import NUM_EXAMPLES
+from ..update import DELTA, Model, is_delta, read_delta
+from ..update import UPDATE as UPDATE_RECORD
+from .clear import CLEAR, VALUES
+from .holder import opened
+from .identity import DECRYPTOR
+from .journal import Journal
+from .keys import HE, JobKey, Keyring, keyring_of
+from .selection import Selection
+from .terms import HELLO, OPEN, UPDATE, Request, Terms, label_of, terms_of
+from .wire import Header, hash_of_model, seal, with_frame
+from .withheld import WithheldError, withheld
+
+__all__ = ["secure_mod"]
+
+
+def secure_mod(job: Job) -> Mod:
+    """Return the mod for a job with ``secure.scheme`` ckks or bfv; the outermost.
+
+    Parameters
+    ----------
+    job : Job
+        Its ``secure`` section and ``run.seed``, which decides how values are rounded.
+
+    Guarantees
+    ----------
+    A reply is one frame: an encryption of the update and of everything else that the
+    functions inside report, signed by this node. Towards the server it is
+    indistinguishable from one of any other update of the same length (IND-CPA, 128
+    bits) as long as nobody who holds the secret key helps. What the plaintext of a
+    frame is, nobody checks: a malicious node may contribute any values up to
+    ``secure.clip`` each.
+
+    Raises
+    ------
+    ConfigError
+        For a job without such a scheme.
+    """
+    if job.secure.scheme not in HE:
+        raise ConfigError("secure_mod needs secure.scheme = ckks or bfv.")
+
+    def mod(
+        message: Message, context: Context, call_next: ClientAppCallable
+    ) -> Message:
+        kind = message.metadata.message_type.split(".")[0]
+        if kind == MessageType.EVALUATE:
+            raise WithheldError("evaluation on private data is not released")
+        if kind != MessageType.TRAIN:
+            return call_next(message, context)
+        node = _Node(job, context, Request.of(message.content))
+        return node.answer(message, call_next)
+
+    return mod
+
+
+class _Node:
+    """Answers one request."""
+
+    def __init__(self, job: Job, context: Context, request: Request) -> None:
+        self.job, self.context, self.request = job, context, request
+        self.terms: Terms = terms_of(job)
+        self.keyring: Keyring = keyring_of(context, job)
+        key = self.keyring.key
+        assert key is not None
+        self.key: JobKey = key
+        self.run = str(context.run_id)
+        self.journal = Journal(context, key.fingerprint, self.keyring.folder)
+
+    def answer(self, message: Message, call_next: ClientAppCallable) -> Message:
+        request = self.request
+        if request.stage == OPEN:
+            frame = opened(request, self.terms, self.run, self.keyring, self.journal)
+            return Message(with_frame(frame), reply_to=message)
+        if request.stage == HELLO:
+            frame = seal(self.keyring.identity, self._header(HELLO), b"")
+            return Message(with_frame(frame), reply_to=message)
+        spec = self._check(message.content)
+        reply = withheld(message, self.context, call_next)
+        if not reply.has_content():
+            raise WithheldError("training failed; the reason stays on the node")
+        reply.content = self._sealed(message.content, reply.content, spec)
+        return reply
+
+    def _header(self, stage: str, **about: object) -> Header:
+        return Header(
+            scheme=self.terms.parameters.scheme,
+            job=self.run,
+            round=self.request.round,
+            stage=stage,
+            node="",
+            cohort=self.request.cohort_hash,
+            model=self.request.model,
+            key=self.key.fingerprint,
+            parameters=self.terms.hash,
+            about=about,
+        )
+
+    def _check(self, content: RecordDict) -> Spec:
+        """Refuse to train for a request that is not sound; return the model's form."""
+        request, keys = self.request, self.job.secure
+        if self.keyring.identity.member.role == DECRYPTOR:
+            raise ProtocolError("role", "this node decrypts and never trains")
+        size = len(set(request.cohort))
+        largest = math.inf if keys.group_size else self.terms.parameters.most
+        if not keys.min_cohort <= size <= largest or size != len(request.cohort):
+            raise ProtocolError(
+                "cohort-size",
+                f"{size} nodes were asked; this job needs from {keys.min_cohort} to "
+                f"{largest:g} (secure.min-cohort, secure.max-cohort)",
+            )
+        if str(self.context.node_id) not in request.cohort:
+            raise ProtocolError("cohort", "this node is not in the cohort")
+        arrays = records_of(content, ArrayRecord)
+        if len(arrays) != 1 or hash_of_model(arrays[0]) != request.model:
+            raise ProtocolError("model", "the model is not the one that was announced")
+        self.journal.join(request.model, request.cohort_hash)
+        return Spec.of(arrays[0])
+
+    def _sealed(self, asked: RecordDict, found: RecordDict, spec: Spec) -> RecordDict:
+        """Return the reply: a frame and, if the job says so, values in clear."""
+        update = _update_of(found, asked)
+        clear = update[:0]
+        if self.job.secure.layers:
+            selection = Selection.of(spec, self.job.secure.layers)
+            update, clear = selection.split(update)
+        metrics, examples = _numbers(found)
+        about: dict[str, object] = {"values": len(update), "metrics": sorted(metrics)}
+        if len(clear):
+            about[CLEAR] = hashlib.sha256(clear.tobytes()).hexdigest()
+        rng = derive(
+            self.job.run.seed,
+            "rounding",
+            self.keyring.identity.member.name,
+            self.request.round,
+        )
+        label = label_of(self._header(UPDATE))
+        try:
+            slots = self.terms.slots(about)
+            vector = slots.fill(update, examples, metrics, label, rng)
+        except ValueError:  # not a number, or unusual metrics
+            raise WithheldError("the update cannot be encoded") from None
+        body = self.key.cipher.encrypt(vector)
+        header = self._header(UPDATE, **about)
+        content = with_frame(seal(self.keyring.identity, header, body))
+        if len(clear):
+            content[CLEAR] = ArrayRecord({VALUES: pack(clear)})
+        return content
+
+
+def _update_of(found: RecordDict, asked: RecordDict) -> Float32:
+    """Return the update, as long as the mods inside have made it."""
+    if not is_delta(found):
+        [arrays] = records_of(asked, ArrayRecord)
+        return read_delta(found, Model(arrays))
+    array = found[UPDATE_RECORD][DELTA]  # type: ignore[index]  # is_delta has checked it
+    shape = tuple(array.shape)
+    if len(shape) != 1:
+        raise ProtocolError("shape", "an update is one vector")
+    return np.ascontiguousarray(view(array, "float32", shape))  # type: ignore[return-value]  # view() checked float32
+
+
+def _numbers(content: RecordDict) -> tuple[Mapping[str, float], int]:
+    """Return the scalar training metrics and the number of examples (1 if unknown)."""
+    metrics: dict[str, float] = {}
+    for record in records_of(content, MetricRecord):
+        metrics |= {k: float(v) for k, v in record.items() if not isinstance(v, list)}
+    examples = metrics.pop(NUM_EXAMPLES, 1.0)
+    return metrics, int(examples) if examples >= 0 else 0  # NaN is 0, too

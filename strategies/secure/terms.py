@@ -1,0 +1,185 @@
+"""What server and nodes of a secure sum agree on, and the request that names it.
+
+Message format of a request
+---------------------------
+A train message with a ConfigRecord ``"secure"``:
+
+``stage``   ``update``: train and send the frame of the update
+            ``open``: decrypt a sum for the server
+            ``hello``: say who you are (only where a decryptor must be found)
+``round``   int
+``cohort``  list of str, the Flower ids of the nodes that are asked for an update
+``model``   str, hash of the arrays that come with ``update``
+
+and for ``open`` also ``heads`` (list of bytes: the signed heads of the frames in the
+sum), and ``sum`` (bytes) or ``frames`` (list of bytes: all of them).
+
+Everything is untrusted. The parameters are not part of it: each side has them from the
+job.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from flwr.app import ConfigRecord, RecordDict
+
+from truststram.errors import ProtocolError
+from truststram.job import Job
+
+from .keys import parameters_of
+from .parameters import Parameters
+from .quantise import Quantiser
+from .slots import Slots
+from .wire import SECURE, Header, digest
+
+__all__ = ["HELLO", "OPEN", "SUM", "UPDATE", "Request", "Terms"]
+
+HELLO, UPDATE, OPEN, SUM = "hello", "update", "open", "sum"
+STAGES = (HELLO, UPDATE, OPEN)
+MAX_NODES = 100_000
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The settings of a secure sum under homomorphic encryption.
+
+    Parameters
+    ----------
+    job : Job
+    """
+
+    job: Job
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """Encryption parameters."""
+        found = parameters_of(self.job)
+        assert found is not None
+        return found
+
+    @cached_property
+    def quantiser(self) -> Quantiser:
+        """The grid of one client's values."""
+        p = self.parameters
+        return Quantiser(self.job.secure.clip, p.bits, p.most)
+
+    @cached_property
+    def hash(self) -> str:
+        """Hash of all settings that a frame depends on."""
+        keys = self.job.secure
+        settings = [keys.key_holder, keys.min_cohort, keys.clip, keys.threat]
+        settings += [keys.group_size, keys.layers]
+        return digest(self.parameters.hash.encode(), json.dumps(settings).encode())
+
+    def slots(self, about: Any) -> Slots:
+        """Return the places of a vector that a signed header describes.
+
+        Raises
+        ------
+        ProtocolError
+            ``header``, for a description that makes no sense.
+        """
+        try:
+            values, names = about["values"], about["metrics"]
+            if type(values) is not int or not 0 <= values < 2**31:
+                raise ValueError
+            if not all(isinstance(name, str) for name in names):
+                raise ValueError
+            return Slots(self.quantiser, values, tuple(names))
+        except (KeyError, TypeError, ValueError):
+            raise ProtocolError("header", "no description of an update") from None
+
+
+@lru_cache(maxsize=4)
+def terms_of(job: Job) -> Terms:
+    """Return the terms of a job, computed once."""
+    return Terms(job)
+
+
+def label_of(header: Header) -> str:
+    """Return what fixes the weights of the checksum of a round."""
+    return f"{header.job} {header.round} {header.model}"
+
+
+def cohort_hash(nodes: Sequence[str]) -> str:
+    """Return the hash of a set of nodes."""
+    return digest(*(node.encode() for node in sorted(nodes)))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a node is asked for; see the module's docstring."""
+
+    stage: str
+    round: int
+    cohort: tuple[str, ...] = ()
+    model: str = ""
+    heads: tuple[bytes, ...] = ()
+    total: bytes = b""
+    frames: tuple[bytes, ...] = ()
+
+    @cached_property
+    def cohort_hash(self) -> str:
+        """Hash of the cohort."""
+        return cohort_hash(self.cohort)
+
+    def record(self) -> ConfigRecord:
+        """Return the record that carries this request."""
+        record = ConfigRecord(
+            {
+                "stage": self.stage,
+                "round": self.round,
+                "cohort": list(self.cohort),
+                "model": self.model,
+            }
+        )
+        if self.stage == OPEN:
+            record["heads"] = list(self.heads)
+            record["sum"] = self.total
+            record["frames"] = list(self.frames)
+        return record
+
+    @classmethod
+    def of(cls, content: RecordDict) -> Request:
+        """Return the request in a message.
+
+        Raises
+        ------
+        ProtocolError
+            ``request``, for a message without one or with a malformed one.
+        """
+        record = content.get(SECURE)
+        if not isinstance(record, ConfigRecord):
+            raise ProtocolError("request", "the server asks for no secure sum")
+        get = record.get
+        found = cls(
+            stage=get("stage", ""),  # type: ignore[arg-type]  # checked below
+            round=get("round", 0),  # type: ignore[arg-type]
+            cohort=_list(get("cohort", []), str),
+            model=get("model", ""),  # type: ignore[arg-type]
+            heads=_list(get("heads", []), bytes),
+            total=get("sum", b""),  # type: ignore[arg-type]
+            frames=_list(get("frames", []), bytes),
+        )
+        typed = (
+            found.stage in STAGES
+            and type(found.round) is int
+            and isinstance(found.model, str)
+            and isinstance(found.total, bytes)
+        )
+        if not typed:
+            raise ProtocolError("request", "a malformed request")
+        return found
+
+
+def _list(values: Any, kind: type) -> tuple[Any, ...]:
+    if not isinstance(values, list) or len(values) > MAX_NODES:
+        raise ProtocolError("request", "a malformed request")
+    if not all(isinstance(value, kind) for value in values):
+        raise ProtocolError("request", "a malformed request")
+    return tuple(values)

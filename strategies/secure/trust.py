@@ -1,0 +1,37 @@
+"""Who must collude to break a secure sum, in one line: told before every run."""
+
+from __future__ import annotations
+
+from truststram.job import Job
+
+from .keys import HE
+
+__all__ = ["trust_line"]
+
+
+def trust_line(job: Job) -> str:
+    """Return what a job's secure sum protects against, in one line.
+
+    For ``secure.scheme`` ckks and bfv.
+    """
+    keys = job.secure
+    if keys.scheme not in HE:
+        raise ValueError(f"no homomorphic encryption: {keys.scheme}")
+    least = f"The server sees sums of at least {keys.min_cohort} nodes"
+    if keys.group_size:
+        least += " (those of each group)"
+    if keys.key_holder == "clients":
+        return (
+            f"{least}, if it follows the protocol; every node has the key: any one "
+            "node together with the server can read every update."
+        )
+    if keys.threat == "malicious":
+        return (
+            f"{least}, whatever it does, unless it colludes with the decryptor, which "
+            "adds the signed frames itself and could read every update."
+        )
+    return (
+        f"{least}, if it follows the protocol; server and decryptor together can read "
+        "every update, and a server that does not follow it can have single ones "
+        "decrypted (secure.threat = malicious prevents that)."
+    )
