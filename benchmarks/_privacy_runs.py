@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from benchmarks._privacy_attack import attack
 from benchmarks._privacy_data import Clients, Images, clients_of, load
 from benchmarks._privacy_training import LINEAR, MLP, Network
+from strategies.mechanisms.budget import choices
 from strategies.mechanisms.clip import clip
 from strategies.mechanisms.csprng import Source
 from strategies.mechanisms.lattice import from_lattice, lattice
 from strategies.mechanisms.noise import draw, lattice_for, support
-from strategies.mechanisms.plan import MOST_RATE, Plan, choices
+from strategies.mechanisms.plan import MOST_RATE, Plan
 from truststram.job import Job
 from truststram.records import Float32
 from truststram.rng import derive, derive_seed
@@ -124,7 +125,7 @@ def predicted(setting: Setting) -> dict[str, float]:
 
     Without those that give no such guarantee; the first is what ``auto`` takes.
     """
-    found = choices(setting.job, setting.network.size)
+    found = choices(setting.job, setting.clients, setting.network.size)
     return {choice.mechanism: choice.std for choice in found if choice.admissible}
 
 

@@ -71,6 +71,7 @@ class RoundLoop:
         self._evaluate = evaluate
         self._codes: Counter[str] = Counter()  # this round's drops by reason
         self._dropped: Counter[str] = Counter()  # and by phase
+        self._saved: Counter[str] = Counter()  # bytes that compression saved, by way
         self._exchange = Exchange(
             grid,
             job.round.deadline,
@@ -80,6 +81,8 @@ class RoundLoop:
         for layer in stack.walk(strategy):
             if isinstance(layer, StrategyLayer):
                 layer.emit, layer.name_of = self._emit, grid.name_of
+                if not grid.simulated:
+                    layer.seconds_of = self._exchange.seconds.get
 
     def run(self, record: RoundRecord) -> RoundRecord:
         """Run every round after ``record`` and return the last one's record.
@@ -123,6 +126,7 @@ class RoundLoop:
         number, start = last.round + 1, time.monotonic()
         self._codes.clear()
         self._dropped.clear()
+        self._saved.clear()
         self._grid.wait()
         train, arrays, train_metrics = self._train(number, last.arrays)
         skipped = arrays is None
@@ -140,6 +144,8 @@ class RoundLoop:
             codes=dict(sorted(self._codes.items())),
             bytes_up=train.bytes_up + phase.bytes_up,
             bytes_down=train.bytes_down + phase.bytes_down,
+            saved_up=self._saved["up"],
+            saved_down=self._saved["down"],
             seconds=round(time.monotonic() - start, 3),
             skipped=skipped,
         )
@@ -174,12 +180,21 @@ class RoundLoop:
         on_server = who in ("server", "both") or (who == "auto" and self._evaluate)
         if on_server and self._evaluate:
             metrics |= _plain(self._evaluate(arrays))
-        ask = who == "auto" and not self._evaluate and not self._job.privacy.on
-        if ask or who in ("clients", "both"):
+            self._observed(number, metrics)
+        job = self._job
+        ask = who == "auto" and not self._evaluate and not job.privacy.on
+        due = job.privacy.evaluates(number, job.train.rounds)
+        if ask or (due and who in ("clients", "both")):
             phase, found = self._ask_clients(number, arrays)
             prefix = "client-" if on_server else ""
             metrics |= {f"{prefix}{name}": value for name, value in found.items()}
         return phase, metrics
+
+    def _observed(self, number: int, metrics: Metrics) -> None:
+        """Tell the layers how good the model is, on the server's public test data."""
+        for layer in stack.walk(self._strategy):
+            if isinstance(layer, StrategyLayer):
+                layer.observe(number, metrics)
 
     def _ask_clients(self, number: int, arrays: ArrayRecord) -> tuple[Phase, Metrics]:
         config = ConfigRecord({"server-round": number})
@@ -216,6 +231,8 @@ class RoundLoop:
         if kind == "reply-dropped":
             self._codes[data["code"]] += 1
             self._dropped[data["phase"]] += 1
+        elif kind == "compressed":
+            self._saved.update(up=data["saved_up"], down=data["saved_down"])
         self._log.append(kind, **data)
 
     def _progress(self, phase: str, number: int) -> Callable[[int, int], None]:

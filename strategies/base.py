@@ -41,6 +41,10 @@ def log_event(kind: str, **data: Any) -> None:
     log(INFO, "%s: %s", kind, data)
 
 
+def _unknown(node: int) -> float | None:
+    return None
+
+
 class StrategyLayer(Strategy):
     """Forwards all of Strategy to ``inner``; subclasses override what they change.
 
@@ -68,6 +72,9 @@ class StrategyLayer(Strategy):
         puts its log here.
     name_of : callable
         Node id -> stable name of the node, for events and per-node state.
+    seconds_of : callable
+        Node id -> seconds from sending this phase's messages to the node's reply, where
+        the server's round loop can measure what a network takes; else None.
     """
 
     reads_delta: ClassVar[bool] = True
@@ -81,6 +88,7 @@ class StrategyLayer(Strategy):
         self.inner = inner
         self.emit: Emit = log_event
         self.name_of: Callable[[int], str] = str
+        self.seconds_of: Callable[[int], float | None] = _unknown
         self._model: Model | None = None
 
     @property
@@ -127,6 +135,16 @@ class StrategyLayer(Strategy):
     ) -> MetricRecord | None:
         """Forward to ``inner``."""
         return self.inner.aggregate_evaluate(server_round, replies)
+
+    def observe(self, server_round: int, metrics: Mapping[str, float | None]) -> None:
+        """Learn how good the server finds the model of a round, on public test data.
+
+        Called before the round is recorded, so that what is learned can be part of
+        :meth:`state`.
+        """
+
+    def heard(self, kind: str, **data: Any) -> None:
+        """Hear of an event about a reply that a layer outside did not hand on."""
 
     def refusal(self, replies: int) -> str | None:
         """Return why this layer cannot work on so few replies, or None if it can."""

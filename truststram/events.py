@@ -36,10 +36,16 @@ Events
 ``adversary``        round, attack, nodes (simulations of attacks)
 ``best-model``       round, metric, value
 ``node-refused``     node, reason
-``privacy-plan``     mechanism, scale, epsilon0, unit, relation, trust, epsilon, delta,
-                     rounds, sampling, clip, cohort, server-rate, noise-to-signal,
-                     secure-noise
-``privacy-spent``    round, epsilon, delta, clip
+``tff-plan``         plan (sha256), algorithm, aggregator, server, bytes, built-with,
+                     weights (examples | equal), pinned (by whom)
+``compression-plan`` codec, ratio, downlink, parameters, raw, up, down, error
+``compressed``       round, phase, saved_up, saved_down, nodes (name: bytes)
+``codec-chosen``     round, node, codec, ratio, bytes, error, speed (bytes a second)
+``residual-lost``    round, node, damaged
+``privacy-plan``     mechanism, levels, unit, relation, trust, epsilon, delta, rounds,
+                     schedule, evaluations, sampling, clip, cohort, server-rate,
+                     noise-to-signal, secure-noise
+``privacy-spent``    round, epsilon, delta, clip, noise
 ``privacy-exhausted`` round, epsilon
 ``update-zeroed``    node, code
 ``final-model``      round, metrics

@@ -18,8 +18,9 @@ class PrivacyKeys:
     switch: ClassVar[tuple[str, str]] = ("mechanism", "none")
     mechanism: str = _key(
         "none",
-        "noise; auto: the one with the least noise for this model and budget",
-        *("none", "auto", "gaussian", "laplace", "staircase", "dp-sgd"),
+        "noise; auto: the one with the least noise for this model and budget (dp-sgd "
+        "for examples, skellam where nodes add shares)",
+        *("none", "auto", "gaussian", "laplace", "staircase", "dp-sgd", "skellam"),
     )
     unit: str = _key(
         "client",
@@ -28,15 +29,15 @@ class PrivacyKeys:
     )
     trust: str = _key(
         "auto",
-        "who adds the noise: the server, which sees updates (central), or each node "
-        "(local); auto: central for clients, local for examples",
-        *("auto", "central", "local"),
-        planned="distributed",
+        "who adds the noise: the server, which sees updates (central), each node "
+        "(local), or all nodes together, a share each, in a secure sum (distributed); "
+        "auto: central for clients, local for examples",
+        *("auto", "central", "local", "distributed"),
     )
     relation: str = _key(
         "auto",
-        "neighbouring relation; auto: replace for clients with local noise, else "
-        "add-remove",
+        "neighbouring relation; auto: replace for clients with local noise or with "
+        "fixed sampling, else add-remove",
         *("auto", "add-remove", "replace"),
     )
     epsilon: float = _key(8.0, "privacy budget of the run", low=0, open_low=True)
@@ -64,10 +65,28 @@ class PrivacyKeys:
     )
     sampling: str = _key(
         "poisson",
-        "cohort: each node with probability round.fraction (poisson), or the same "
-        "without a claim of secrecy (none)",
-        *("poisson", "none"),
-        planned="fixed",
+        "cohort: each node with probability round.fraction (poisson), the same "
+        "without a claim of secrecy (none), or exactly that part of the nodes, whose "
+        "number may not change (fixed)",
+        *("poisson", "fixed", "none"),
+    )
+    schedule: str = _key(
+        "constant",
+        "noise over the rounds: the same; less and less (increasing); or less whenever "
+        "the server's public test data show no progress (on-plateau)",
+        *("constant", "increasing", "on-plateau"),
+    )
+    evaluate_epsilon: float = _key(
+        0.0,
+        "part of epsilon for the nodes' accuracies, each told with Staircase noise "
+        "(round.evaluate = clients); 0: they are not told",
+        low=0,
+    )
+    evaluate_every: int = _key(
+        0,
+        "rounds from one such evaluation to the next; each has less noise when they "
+        "are fewer; 0: after the last round only",
+        low=0,
     )
     on_exhausted: str = _key(
         "stop",
@@ -90,30 +109,88 @@ class PrivacyKeys:
         return self.on and (auto if self.trust == "auto" else self.trust) == "central"
 
     @property
+    def distributed(self) -> bool:
+        """Whether each node adds a share of the noise, for a secure sum."""
+        return self.on and self.trust == "distributed"
+
+    @property
     def neighbours(self) -> str:
         """The neighbouring relation, resolved."""
         if self.relation != "auto":
             return self.relation
-        replaced = self.unit == "client" and not self.central
-        return "replace" if replaced else "add-remove"
+        local = self.unit == "client" and not self.central
+        return "replace" if local or self.sampling == "fixed" else "add-remove"
+
+    @property
+    def training_epsilon(self) -> float:
+        """What is left of epsilon for training."""
+        return self.epsilon - self.evaluate_epsilon
+
+    def evaluates(self, number: int, rounds: int) -> bool:
+        """Return whether nodes tell an accuracy after round ``number`` of ``rounds``.
+
+        Without privacy after each; otherwise where it is charged.
+        """
+        if not self.on:
+            return True
+        every = self.evaluate_every
+        due = number == rounds or (every > 0 and number % every == 0)
+        return due and self.evaluate_epsilon > 0
+
+    def evaluations(self, rounds: int, done: int | None = None) -> int:
+        """Return how many of the first ``done`` rounds have a charged evaluation."""
+        if not (self.on and self.evaluate_epsilon):
+            return 0
+        done, every = rounds if done is None else done, self.evaluate_every or rounds
+        return done // every + (done == rounds and rounds % every > 0)
 
 
 @dataclass(frozen=True)
 class CompressionKeys:
     """Smaller messages."""
 
-    switch: ClassVar[tuple[str, str]] = ("codec", "none")
     codec: str = _key(
         "none",
-        "uplink codec",
-        "none",
-        planned="q8 topk topk-q8 topk-shared randk eden adaptive",
+        "uplink: bytes (q8), the largest coordinates (topk, as bytes topk-q8), those "
+        "of a public selection (topk-shared, randk: for secure sums), 1 or 2 bits a "
+        "value (eden), or chosen for each node (adaptive)",
+        *("none", "q8", "topk", "topk-q8", "topk-shared", "randk", "eden-1", "eden-2"),
+        "adaptive",
     )
     ratio: float = _key(
-        0.1, "fraction of coordinates kept", low=0, high=1, open_low=True
+        0.1,
+        "fraction of coordinates kept by topk and randk",
+        low=0,
+        high=1,
+        open_low=True,
     )
-    error_feedback: bool = _key(True, "clients send later what a codec dropped")
-    downlink: str = _key("none", "codec of the model sent to nodes", "none")
+    error_feedback: bool = _key(
+        True, "nodes add to an update what topk left out of earlier ones"
+    )
+    error_tolerance: float = _key(
+        0.2,
+        "adaptive: accepted part of an update's squared length that is lost",
+        low=0,
+        high=1,
+        open_low=True,
+    )
+    target_seconds: float = _key(
+        0.0,
+        "adaptive: as exact as an update's transfer in this time allows, by the speed "
+        "measured (deployments only); 0: as small as the tolerance allows",
+        low=0,
+    )
+    downlink: str = _key(
+        "none",
+        "what nodes get of a new model: all of it (none), or its difference to what "
+        "they have, encoded",
+        *("none", "q8", "topk-q8", "eden-2"),
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether messages are compressed in any direction."""
+        return self.codec != "none" or self.downlink != "none"
 
 
 @dataclass(frozen=True)
@@ -121,12 +198,60 @@ class SecureKeys:
     """Sums that hide their terms from the server."""
 
     switch: ClassVar[tuple[str, str]] = ("scheme", "none")
-    scheme: str = _key("none", "secure sum", "none", planned="ckks bfv secagg")
-    key_holder: str = _key("clients", "who can decrypt a sum", "clients", "decryptor")
+    scheme: str = _key(
+        "none",
+        "how sums are hidden: homomorphic encryption with exact integers (bfv, the "
+        "smallest) or approximate numbers that are rounded to integers (ckks)",
+        *("none", "ckks", "bfv"),
+        planned="secagg",
+    )
+    key_holder: str = _key(
+        "clients",
+        "who decrypts sums (ckks, bfv): every node has the key, and any one of them "
+        "could read the others with the server's help; or a node of its own that does "
+        "nothing else (bfv)",
+        *("clients", "decryptor"),
+    )
     group_size: int = _key(0, "secure sums inside groups of this size; 0: all", low=0)
-    min_cohort: int = _key(3, "smallest number of clients in a sum", low=3)
-    threat: str = _key("semi-honest", "server assumed", "semi-honest", "malicious")
-    layers: str = _key("", "layer-name patterns to encrypt; empty: everything")
+    min_cohort: int = _key(
+        3, "smallest number of nodes in a sum; below it nothing is decrypted", low=3
+    )
+    max_cohort: int = _key(
+        100,
+        "largest number of nodes in a sum; fewer leave more bits for each value. Keys "
+        "are made for this number",
+        low=3,
+        high=10_000,
+    )
+    clip: float = _key(
+        1.0,
+        "largest absolute value of one entry of an update; what is beyond counts as "
+        "this, and events tell how many were",
+        low=0,
+        open_low=True,
+    )
+    colluders: int = _key(
+        0,
+        "nodes of a sum that are assumed to tell the server what they sent, noise "
+        "included: min-cohort is at least 3 more, and noise is sized for the others",
+        low=0,
+    )
+    threat: str = _key(
+        "semi-honest",
+        "server assumed; malicious (decryptor): the decryptor gets all signed frames "
+        "and adds them itself",
+        *("semi-honest", "malicious"),
+    )
+    layers: str = _key(
+        "",
+        "patterns of array names to encrypt, separated by commas, such as fc*; the "
+        "others travel in clear; empty: everything is encrypted",
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether sums are hidden from the server."""
+        return self.scheme != "none"
 
 
 @dataclass(frozen=True)
@@ -134,4 +259,13 @@ class TffKeys:
     """TensorFlow Federated plans."""
 
     switch: ClassVar[tuple[str, str]] = ("plan", "")
-    plan: str = _key("", "compiled plan to execute", planned="*")
+    plan: str = _key(
+        "",
+        "file made by `truststram tff compile`, on the server; it brings the model, "
+        "local training (its own epochs, batch size and rate) and the server's step",
+    )
+    mixed: bool = _key(
+        False,
+        "silos may train with torch instead (tff-engine in the node's config); training "
+        "metrics, which the two do not share, are then not sent",
+    )

@@ -51,6 +51,10 @@ class Ledger:
         What is protected.
     trust : {"central", "local", "distributed"}
         Who is trusted with what; words only.
+    reserve : float
+        Part of epsilon, in [0, epsilon), that counts as spent from the first release
+        on: for what is not a release, such as the finite bits of the samplers. A
+        restored state can raise it.
     orders : sequence of float, optional
         Of the filter. By default the one order that is best for the first release,
         which depends on no output.
@@ -77,6 +81,7 @@ class Ledger:
         relation: str = "add-remove",
         unit: str = "client",
         trust: str = "central",
+        reserve: float = 0.0,
         orders: Sequence[float] | None = None,
     ) -> None:
         if not epsilon > 0:
@@ -85,19 +90,22 @@ class Ledger:
             raise ValueError(f"delta = {delta}: expected in [{LEAST_DELTA:g}, 1).")
         if adaptive and math.isinf(epsilon):
             raise ValueError("An adaptive ledger needs a finite epsilon to stop at.")
+        if not 0 <= reserve < epsilon:
+            raise ValueError(f"reserve = {reserve}: expected in [0, {epsilon:g}).")
         for value, known in ((relation, RELATIONS), (unit, UNITS), (trust, TRUST)):
             if value not in known:
                 raise ValueError(f"{value!r}: expected one of {', '.join(known)}.")
         self.epsilon, self.delta, self.adaptive = epsilon, delta, adaptive
         self.relation, self.unit, self.trust = relation, unit, trust
+        self.reserve = reserve
         self.orders = None if orders is None else tuple(float(a) for a in orders)
         self._releases: dict[Release, int] = {}
         self._filter: RdpFilter | None = None
         if adaptive and self.orders is not None:
-            self._filter = RdpFilter(epsilon, delta, self.orders)
+            self._filter = RdpFilter(epsilon - reserve, delta, self.orders)
         # Highest epsilon ever reported, and whether it covers all releases.
         self._spent, self._known = 0.0, True
-        self._room = Room(self._after, epsilon)
+        self._room = Room(self._after, epsilon - reserve)
 
     @property
     def releases(self) -> Mapping[Release, int]:
@@ -168,6 +176,7 @@ class Ledger:
                 found = self._filter.spent()
             else:
                 found = epsilon_at(self._releases, self.delta)
+            found += self.reserve if self._releases else 0.0
             self._spent, self._known = max(self._spent, found), True
         return self._spent
 
@@ -186,6 +195,7 @@ class Ledger:
             "terms": self._terms(),
             "orders": None if self.orders is None else list(self.orders),
             "releases": [[r.as_dict(), n] for r, n in self._releases.items()],
+            "reserve": self.reserve,
             "spent": self.spent(),
         }
 
@@ -217,9 +227,12 @@ class Ledger:
             )
         self.orders, self._filter = loaded.orders, loaded._filter
         self._releases = loaded._releases
-        self._room = Room(self._after, self.epsilon)
+        self.reserve = max(self.reserve, loaded.reserve)
+        if self._filter is not None:
+            self._filter.epsilon = self.epsilon - self.reserve
+        self._room = Room(self._after, self.epsilon - self.reserve)
         self._spent = max(found, float(recorded), self._spent)
-        self._known = True
+        self._known = self.reserve == loaded.reserve
 
     def describe(self) -> str:
         """Return the guarantee in one paragraph, for people."""
@@ -249,6 +262,7 @@ class Ledger:
                 relation=self.relation,
                 unit=self.unit,
                 trust=self.trust,
+                reserve=state["reserve"],
                 orders=state["orders"],
             )
             for values, count in state["releases"]:
@@ -269,8 +283,9 @@ class Ledger:
 
     def _new_filter(self, first: Release) -> RdpFilter:
         """Return the filter of a run whose first release is given."""
-        orders = self.orders or (best_order(first, self.epsilon, self.delta),)
-        return RdpFilter(self.epsilon, self.delta, orders)
+        left = self.epsilon - self.reserve
+        orders = self.orders or (best_order(first, left, self.delta),)
+        return RdpFilter(left, self.delta, orders)
 
     def _after(self, release: Release, count: int) -> float:
         """Return epsilon after ``count`` more releases."""

@@ -1,13 +1,14 @@
 """How a budget is spent over the rounds.
 
 ``constant`` and ``increasing`` are fixed before the run and composed exactly.
-:class:`OnPlateau` looks at what came out, so it needs an adaptive ledger.
+:class:`OnPlateau` looks at what came out, so it needs an adaptive ledger, and a first
+release that leaves room for better ones (:func:`before_plateau`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +17,23 @@ from .events import SCALED, Release
 from .pld import epsilon_at
 from .sampling import EVERYONE, Sampling
 
-__all__ = ["OnPlateau", "Schedule", "constant", "increasing", "release_of", "scaled"]
+__all__ = [
+    "OnPlateau",
+    "Schedule",
+    "before_plateau",
+    "constant",
+    "increasing",
+    "release_of",
+    "scaled",
+]
 
 # Releases and how many rounds each is made, in order.
 Schedule = list[tuple[Release, int]]
 
 # Different noise levels cost a convolution each; nobody needs more.
 LEVELS = 6
+# A run that waits for a plateau begins as if it had this many times its rounds.
+SPARE = 2
 
 
 def constant(
@@ -61,8 +72,8 @@ def increasing(
     Parameters
     ----------
     ratio : float
-        Noise of the last rounds to that of the first, in (0, 1). It falls in at most
-        eight steps of about equally many rounds.
+        Noise of the last rounds to that of the first, in (0, 1). It has at most six
+        levels, of about equally many rounds.
 
     Returns
     -------
@@ -94,6 +105,31 @@ def increasing(
         return math.log(min(max(cost, 1e-9), 1e9) / epsilon)
 
     return make(least_noise(excess, 0.0))
+
+
+def before_plateau(
+    mechanism: str,
+    epsilon: float,
+    delta: float,
+    rounds: int,
+    sampling: Sampling = EVERYONE,
+    relation: str = "add-remove",
+    dimension: int = 1,
+    *,
+    delta_slack: float = 0.0,
+) -> Schedule:
+    """Return the noise of all rounds of a run that meets no plateau.
+
+    Twice as many rounds would fit into the budget of a filter: what they would cost is
+    left for less noise after a plateau (:class:`OnPlateau`). A run that meets none does
+    not spend it.
+    """
+    release = calibrate(
+        *(mechanism, epsilon, delta, SPARE * rounds, sampling, relation, dimension),
+        delta_slack=delta_slack,
+        adaptive=True,
+    )
+    return [(release, rounds)]
 
 
 def scaled(release: Release, factor: float) -> Release:
@@ -129,8 +165,7 @@ class OnPlateau:
     Parameters
     ----------
     first : Release
-        Of the first rounds, such as ``calibrate(..., adaptive=True)`` for more rounds
-        than are planned.
+        Of the first rounds, such as that of :func:`before_plateau`.
     factor : float
         What noise is multiplied by, in (0, 1).
     patience : int
@@ -166,14 +201,29 @@ class OnPlateau:
         """The release of the next round."""
         return self.first if self._part == 1 else scaled(self.first, self._part)
 
-    def observe(self, score: float) -> None:
-        """Learn from a round; smaller scores are better, NaN counts as no better."""
+    def observe(
+        self, score: float, affords: Callable[[Release], bool] = lambda _: True
+    ) -> None:
+        """Learn from a round; smaller scores are better, NaN counts as no better.
+
+        Parameters
+        ----------
+        score : float
+        affords : callable
+            Whether the budget allows a release in all rounds that are left; if not, the
+            noise stays as it is. By default the end of the budget is the caller's
+            business.
+        """
         if score < self._best:
             self._best, self._waited = score, 0
             return
         self._waited += 1
-        if self._waited >= self.patience:
-            self._part, self._waited = max(self._part * self.factor, self.least), 0
+        if self._waited < self.patience:
+            return
+        self._waited = 0
+        part = max(self._part * self.factor, self.least)
+        if part < self._part and affords(scaled(self.first, part)):
+            self._part = part
 
     def state(self) -> dict[str, Any]:
         """Return what the next round depends on, as JSON values."""

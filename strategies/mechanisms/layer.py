@@ -10,7 +10,8 @@ Mathematics (updates U_j, shape (d,), of the nodes that were drawn)
 -------------------------------------------------------------------
 ``x = (sum_j clip_C(U_j) + noise) / m`` with ``m = q N``, whoever answered: dividing by
 the number of answers would release it. Each registered node is drawn with probability
-q, independently, without a second draw for an empty cohort.
+q, independently, without a second draw for an empty cohort; or exactly m of N are
+(``privacy.sampling = fixed``).
 ``C <- C exp(-0.2 (b - gamma))``, b the noisy fraction of updates that were not longer
 than C and gamma the quantile asked for.
 """
@@ -18,34 +19,32 @@ than C and gamma the quantile asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from truststram.errors import ProtocolError, RunError
+from truststram.errors import RunError
 from truststram.job import Job
+from truststram.records import Float32
+from truststram.result import is_lower_better
 from truststram.rng import derive_seed
 
+from ..accounting.events import Release
 from ..accounting.ledger import Ledger
-from ..base import StrategyLayer, synthetic_reply, walk
+from ..accounting.schedule import OnPlateau
+from ..base import StrategyLayer, sole_metrics, synthetic_reply, walk
 from ..server_sgd import ServerSGD
-from ..update import blank_update, read_delta
-from .clip import clip
+from ..update import blank_update
+from .cohort import check_population, drawn
 from .csprng import Source
-from .lattice import Lattice, from_lattice
-from .noise import draw, lattice_for, support
+from .evaluation import ACCURACY, MIDDLE, accuracy_of, noisy_sum
 from .plan import Plan
+from .sums import followed, noisy_mean
 
 __all__ = ["CentralDP"]
-
-# Learning rate of the clip, in logarithms (Andrew et al., section 3).
-CLIP_RATE = 0.2
-# A count of unclipped updates is +-1/2 for each; with a count on a lattice of 2**-20.
-HALF = 0.5
 
 
 class CentralDP(StrategyLayer):
@@ -63,7 +62,9 @@ class CentralDP(StrategyLayer):
     ----------
     For the models of all rounds together: (epsilon, delta)-differential privacy of the
     ledger, for one node added or removed (or replaced: ``privacy.relation``), whatever
-    all nodes send. Trusted: the server, which sees single updates and knows the cohort.
+    all nodes send. With ``privacy.schedule = on-plateau`` the noise depends on earlier
+    rounds and a Rényi filter composes it; :meth:`observe` must be told of public test
+    data only. Trusted: the server, which sees single updates and knows the cohort.
     Not covered: who is registered, when messages were sent, and the server's own events
     and report, which tell how many nodes took part in a round (the cohort is a secret
     that amplifies the guarantee) and name those whose replies were dropped. For the
@@ -75,13 +76,14 @@ class CentralDP(StrategyLayer):
     Events
     ------
     ``privacy-plan`` (once: mechanism, noise, guarantee in words), ``privacy-spent``
-    (round, epsilon, delta, clip), ``privacy-exhausted`` (round, epsilon).
+    (round, epsilon, delta, clip, noise; again after an evaluation by the nodes),
+    ``privacy-exhausted`` (round, epsilon).
 
     Raises
     ------
     RunError
         In ``configure_train``, when the budget is spent and ``privacy.on-exhausted`` is
-        ``stop``.
+        ``stop``, or when the number of nodes changed under fixed-size sampling.
     """
 
     reduces = True
@@ -100,6 +102,9 @@ class CentralDP(StrategyLayer):
         self._source = Source()
         self._asked: Message | None = None  # whose metadata the released reply has
         self._spent = False
+        self._release: Release | None = None  # of this round
+        self._pace: OnPlateau | None = None
+        self._saved_pace: Mapping[str, Any] | None = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -110,34 +115,66 @@ class CentralDP(StrategyLayer):
             seed = derive_seed(self.job.run.seed, "privacy", server_round)
             self._source = Source.insecure(seed)
         self._begin(len(messages))
+        plan, _ = self._planned()
+        if self.job.privacy.sampling == "fixed":
+            check_population(self._nodes, len(messages))
+        self._release = self._pace.release if self._pace else plan.at(server_round)
         self._asked = messages[0] if messages else None
         self._spent = self._check_budget(server_round)
-        return [] if self._spent else self._drawn(messages)
+        if self._spent:
+            return []
+        return drawn(messages, plan.setting.sampling, self._source)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Release the noisy mean, also of an empty cohort."""
-        if self._spent or self._asked is None:
+        if self._spent or self._asked is None or self._release is None:
             return None, None
         plan, ledger = self._planned()
-        ledger.charge(plan.release)
-        valid = [reply for reply in replies if reply.has_content()]
+        ledger.charge(self._release)
         update, values = blank_update(self.model.spec)
-        clipped = self._released(plan, valid, values)
         clip_used = self.clip
-        if self.job.privacy.clip_quantile:
-            self.clip = self._followed(plan, clipped)
-        self.emit(
-            "privacy-spent",
-            round=server_round,
-            epsilon=round(ledger.spent(), 6),
-            delta=ledger.delta,
-            clip=float(f"{clip_used:.6g}"),
-        )
+        self._write(plan, self._release, list(replies), values)
+        self._tell_spent(server_round, clip_used)
         like = Message(RecordDict(), reply_to=self._asked)
         reply = synthetic_reply(like, update, {}, plan.cohort)
         return self.hand_on(server_round, [reply])
+
+    def observe(self, server_round: int, metrics: Mapping[str, float | None]) -> None:
+        """Learn how good the released model is, on public data: for ``on-plateau``."""
+        if self._pace is None or not metrics:
+            return
+        plan, ledger = self._planned()
+        name, value = next(iter(metrics.items()))
+        score = math.nan if value is None else value
+        left = plan.rounds - server_round
+        self._pace.observe(
+            score if is_lower_better(name) else -score,
+            lambda release: left > 0 and not ledger.would_exceed(release, left),
+        )
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Release the noisy mean of the nodes' accuracies, if that was planned.
+
+        Over all registered nodes: one that does not answer counts as one half.
+        """
+        release = self.plan.evaluation if self.plan else None
+        if release is None:
+            return super().aggregate_evaluate(server_round, replies)
+        _, ledger = self._planned()
+        if ledger.would_exceed(release):
+            return None
+        ledger.charge(release)
+        found = [
+            accuracy_of(sole_metrics(r.content)) for r in replies if r.has_content()
+        ]
+        told = [value for value in found if value is not None]
+        total = noisy_sum(told, release, self._source, central=True)
+        self._tell_spent(server_round, self.clip)
+        return MetricRecord({ACCURACY: total / self._nodes + MIDDLE})
 
     def _begin(self, nodes: int) -> None:
         """Fix the number of registered nodes and the plan, before the first release."""
@@ -146,12 +183,17 @@ class CentralDP(StrategyLayer):
         self._nodes = self._nodes or nodes
         self.plan = Plan.of(self.job, self._nodes, self.model.spec.size)
         self.ledger = self.plan.ledger(self.job)
+        if self.plan.adaptive:
+            self._pace = OnPlateau(self.plan.release)
+            if self._saved_pace is not None:
+                self._pace.load_state(self._saved_pace)
         if self._saved is not None:
             self.ledger.load_state(self._saved)
         optimizer = list(walk(self))[-1]
         if self.job.server.lr == 0 and isinstance(optimizer, ServerSGD):
             optimizer.lr = self.plan.server_rate
-        self.emit("privacy-plan", **described(self.plan, self.job, self._source))
+        told = self.plan.described(self.job)
+        self.emit("privacy-plan", **told, **{"secure-noise": self._source.secure})
 
     def _planned(self) -> tuple[Plan, Ledger]:
         if self.plan is None or self.ledger is None:
@@ -160,8 +202,8 @@ class CentralDP(StrategyLayer):
 
     def _check_budget(self, server_round: int) -> bool:
         """Return whether the budget is spent; stop the run then if it should."""
-        plan, ledger = self._planned()
-        if not ledger.would_exceed(plan.release):
+        _, ledger = self._planned()
+        if self._release is None or not ledger.would_exceed(self._release):
             return False
         epsilon = round(ledger.spent(), 6)
         if self.job.privacy.on_exhausted == "stop":
@@ -174,58 +216,40 @@ class CentralDP(StrategyLayer):
         self.emit("privacy-exhausted", round=server_round, epsilon=epsilon)
         return True
 
-    def _drawn(self, messages: list[Message]) -> list[Message]:
-        """Return each message with probability q, independently."""
-        rate = self.job.round.fraction
-        if rate >= 1:
-            return messages
-        chosen = self._source.uniforms(len(messages)) <= rate
-        return [m for m, kept in zip(messages, chosen.tolist(), strict=True) if kept]
+    def _write(
+        self, plan: Plan, release: Release, replies: list[Message], out: Float32
+    ) -> None:
+        """Write the noisy mean to ``out`` (d,); let the clip follow its quantile."""
+        valid = [reply for reply in replies if reply.has_content()]
+        quantile, count = self.job.privacy.clip_quantile, None
+        if quantile:
+            release, count = plan.split(release)
+        short = noisy_mean(
+            *(valid, self.model, release, plan.in_norm(self.clip), plan.cohort),
+            *(out, self._source, self._tell_drop),
+        )
+        if count is not None:
+            self.clip = followed(
+                *(self.clip, quantile, short, count, plan.cohort, self._source)
+            )
 
-    def _released(
-        self, plan: Plan, replies: Sequence[Message], out: np.ndarray[Any, Any]
-    ) -> list[bool]:
-        """Write the noisy mean to ``out`` (d,); return who was not longer than C."""
-        release = plan.release
-        if self.job.privacy.clip_quantile:
-            release, _ = plan.split()
-        d = len(out)
-        on = lattice_for(release, plan.in_norm(self.clip), d)
-        on.check_sum(len(replies), support(release, on.units, d))
-        total = draw(release, on.units, d, self._source)
-        whole = [self._add(reply, on, total) for reply in replies]
-        out[:] = from_lattice(total, on, plan.cohort)
-        return whole
-
-    def _add(self, reply: Message, on: Lattice, total: np.ndarray[Any, Any]) -> bool:
-        """Add one clipped update; return whether it was short enough as it was."""
-        try:
-            delta = np.ascontiguousarray(read_delta(reply.content, self.model))
-        except ProtocolError as error:
-            self._tell_drop(reply, error.code)
-            return True
-        clipped = clip(delta, on)
-        if not clipped.finite:
-            self._tell_drop(reply, "not-finite")
-        total += clipped.integers
-        return clipped.finite and clipped.norm <= on.clip
+    def _tell_spent(self, server_round: int, clip_used: float) -> None:
+        """Say what all releases so far cost, and how loud the last noise was."""
+        plan, ledger = self._planned()
+        noise = plan.std_of(self._release) if self._release else 0.0
+        self.emit(
+            "privacy-spent",
+            round=server_round,
+            epsilon=round(ledger.spent(), 6),
+            delta=ledger.delta,
+            clip=float(f"{clip_used:.6g}"),
+            noise=float(f"{noise:.6g}"),
+        )
 
     def _tell_drop(self, reply: Message, code: str) -> None:
         """Say that an update counted as zero; it still was part of the cohort."""
         node = self.name_of(reply.metadata.src_node_id)
         self.emit("update-zeroed", node=node, code=code)
-
-    def _followed(self, plan: Plan, short: Sequence[bool]) -> float:
-        """Return the next clip, from a noisy count."""
-        _, count = plan.split()
-        on = lattice_for(count, HALF, 1)
-        exact = np.array([sum(HALF if s else -HALF for s in short) / on.step], np.int64)
-        noisy = float(
-            from_lattice(exact + draw(count, on.units, 1, self._source), on)[0]
-        )
-        below = noisy / plan.cohort + HALF
-        step = CLIP_RATE * (below - self.job.privacy.clip_quantile)
-        return self.clip * math.exp(-min(max(step, -CLIP_RATE), CLIP_RATE))
 
     def describe(self) -> str:
         """Return one line for the strategy summary."""
@@ -236,33 +260,18 @@ class CentralDP(StrategyLayer):
         )
 
     def state(self) -> dict[str, Any]:
-        """Return the ledger, the clip and the number of registered nodes."""
+        """Return the ledger, the clip, the pace and the number of registered nodes."""
         ledger = self._saved if self.ledger is None else self.ledger.state()
-        return {"ledger": ledger, "clip": self.clip, "nodes": self._nodes}
+        pace = self._saved_pace if self._pace is None else self._pace.state()
+        return {
+            "ledger": ledger,
+            "clip": self.clip,
+            "nodes": self._nodes,
+            "pace": pace,
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore them; a ledger that does not add up is refused."""
         self._saved, self.clip = state["ledger"], float(state["clip"])
         self._nodes = int(state["nodes"])
-
-
-def described(plan: Plan, job: Job, source: Source) -> dict[str, Any]:
-    """Return a plan for an event: numbers, and the guarantee in words."""
-    release, keys = plan.release, job.privacy
-    return {
-        "mechanism": release.mechanism,
-        "scale": release.scale or None,
-        "epsilon0": release.epsilon0 or None,
-        "unit": plan.setting.unit,
-        "relation": plan.setting.relation,
-        "trust": plan.setting.trust,
-        "epsilon": keys.epsilon,
-        "delta": keys.delta,
-        "rounds": plan.rounds,
-        "sampling": str(release.sampling),
-        "clip": plan.clip,
-        "cohort": plan.cohort,
-        "server-rate": job.server.lr or float(f"{plan.server_rate:.4g}"),
-        "noise-to-signal": float(f"{plan.noise_to_signal:.4g}"),
-        "secure-noise": source.secure,
-    }
+        self._saved_pace = state["pace"]

@@ -2,15 +2,16 @@
 
 Everything that a client reports is a release. Under any privacy setting a train reply
 holds the update and nothing else: no metrics, a number of examples that is always 1, no
-text of an error. Evaluate messages are refused: accuracies on private data are not part
-of the account.
+text of an error. Evaluate messages are answered only where the job says what an answer
+may cost (``privacy.evaluate-epsilon``), with an accuracy alone (:mod:`.evaluation`).
 
 With ``privacy.trust = local`` the update is clipped and noised here, so that the server
 need not be trusted with it (Kasiviswanathan et al., "What Can We Learn Privately?",
 SIAM J. Computing 40(3), 2011): whatever the node's data are, replies differ by at most
 two clips.
 
-Message format: that of :mod:`..update`, with ``num-examples`` 1.
+Message format: that of :mod:`..update`, with ``num-examples`` 1; the answer to an
+evaluate message is one MetricRecord with ``accuracy`` and ``num-examples`` 1.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from logging import ERROR
+from typing import Any
 
 import numpy as np
 from flwr.app import (
@@ -38,10 +40,11 @@ from truststram.records import Float32, records_of
 from truststram.rng import derive_seed
 
 from ..accounting.events import Release
-from ..base import NUM_EXAMPLES
+from ..base import NUM_EXAMPLES, sole_metrics
 from ..update import Model, read_delta, with_delta
 from .clip import clip
 from .csprng import Source
+from .evaluation import ACCURACY, MIDDLE, accuracy_of, accuracy_release, noisy_sum
 from .lattice import from_lattice
 from .noise import draw, lattice_for
 from .plan import Plan, planned
@@ -49,7 +52,9 @@ from .plan import Plan, planned
 __all__ = ["WithheldError", "private_mod"]
 
 # Where a node counts its releases: context.state, which Flower keeps per run and node.
-STATE, RELEASES, ROUNDS = "truststram-privacy", "releases", "rounds"
+STATE, RELEASES = "truststram-privacy", "releases"
+# What a node counts where one number for each run is planned.
+ROUNDS, EVALUATIONS = "rounds", "evaluations"
 
 
 class WithheldError(TrustStramError):
@@ -61,11 +66,13 @@ def private_mod(job: Job) -> Mod:
 
     Guarantees
     ----------
-    No metric, count or error text of the functions inside leaves the node, and no
-    answer to an evaluate message. With local trust: the replies of all rounds together
-    are (epsilon, delta)-differentially private for replacing everything that this node
-    holds, also towards the server; a node that was asked more often than planned
-    refuses. The count of rounds lives as long as Flower keeps the node's state, so a
+    No metric, count or error text of the functions inside leaves the node, but for
+    accuracies that the job pays for; with central trust those are clipped here and
+    noised by the server. With local trust: the replies of all rounds together,
+    evaluations included, are (epsilon, delta)-differentially private for replacing
+    everything that this node holds (or, with ``privacy.unit = example``, for one
+    example more or less), also towards the server; a node that was asked more often
+    than planned refuses. The count lives as long as Flower keeps the node's state, so a
     node that was restarted counts anew: give it a budget per restart, or do not.
     """
 
@@ -74,12 +81,12 @@ def private_mod(job: Job) -> Mod:
     ) -> Message:
         kind = message.metadata.message_type.split(".")[0]
         if kind == MessageType.EVALUATE:
-            raise WithheldError("evaluation on private data is not released")
+            return _evaluated(job, message, context, call_next)
         if kind != MessageType.TRAIN:
             return call_next(message, context)
         if job.privacy.unit == "example":
-            _count_round(job, context)
-        reply = _withheld(message, context, call_next)
+            _count(context, ROUNDS, job.train.rounds)
+        reply = _withheld("training", message, context, call_next)
         if not reply.has_content():
             return reply
         model = Model(records_of(message.content, ArrayRecord)[0])
@@ -93,8 +100,40 @@ def private_mod(job: Job) -> Mod:
     return mod
 
 
+def _evaluated(
+    job: Job, message: Message, context: Context, call_next: ClientAppCallable
+) -> Message:
+    """Answer with an accuracy, and with noise unless the server is trusted with it."""
+    release = accuracy_release(job)
+    if release is None:
+        raise WithheldError("evaluation on private data is not released")
+    reply = _withheld("evaluation", message, context, call_next)
+    if not reply.has_content():
+        return reply
+    value = accuracy_of(sole_metrics(reply.content))
+    if value is None:
+        raise WithheldError(f"the task tells no {ACCURACY}, which alone is released")
+    if not job.privacy.central:
+        done = _charge_evaluation(job, release, message, context)
+        source = _source(job, context, EVALUATIONS, done)
+        value = noisy_sum([value], release, source, central=False) + MIDDLE
+    told = MetricRecord({ACCURACY: value, NUM_EXAMPLES: 1})
+    reply.content = RecordDict({"metrics": told})
+    return reply
+
+
+def _charge_evaluation(
+    job: Job, release: Release, message: Message, context: Context
+) -> int:
+    """Count one evaluation before it is released; return how many were before."""
+    if job.privacy.unit == "example":
+        return _count(context, EVALUATIONS, job.privacy.evaluations(job.train.rounds))
+    model = Model(records_of(message.content, ArrayRecord)[0])
+    return _charge(job, planned(job, 1, model.spec.size), release, context)
+
+
 def _withheld(
-    message: Message, context: Context, call_next: ClientAppCallable
+    what: str, message: Message, context: Context, call_next: ClientAppCallable
 ) -> Message:
     """Call the functions inside; say nothing about how they failed."""
     try:
@@ -102,67 +141,85 @@ def _withheld(
     except Exception as error:  # noqa: BLE001  # whatever it is, it may tell of data
         kind = type(error).__name__
     # Outside the handler, so that the error has no context to be printed.
-    log(ERROR, "training failed (%s); what it says is withheld", kind)
-    raise WithheldError("training failed; the reason stays on the node")
+    log(ERROR, "%s failed (%s); what it says is withheld", what, kind)
+    raise WithheldError(f"{what} failed; the reason stays on the node")
 
 
 def _noisy(job: Job, delta: Float32, context: Context) -> Float32:
     """Return the update clipped and noised, if the budget allows another one."""
     plan = planned(job, 1, len(delta))
-    done = _charge(job, plan, context)
-    source = Source()
-    if job.privacy.insecure:
-        node = str(context.node_config.get("partition-id", context.node_id))
-        source = Source.insecure(derive_seed(job.run.seed, "privacy", node, done))
+    done = _charge(job, plan, plan.release, context)
+    source = _source(job, context, RELEASES, done)
     on = lattice_for(plan.release, plan.lattice_clip, len(delta))
     integers = clip(delta, on).integers
     integers += draw(plan.release, on.units, len(delta), source)
     return from_lattice(integers, on)
 
 
-def _count_round(job: Job, context: Context) -> None:
-    """Count a round of DP-SGD before it is trained, also one that is asked again.
+def _source(job: Job, context: Context, *labels: str | int) -> Source:
+    """Return where the noise comes from; an insecure one repeats with its labels."""
+    if not job.privacy.insecure:
+        return Source()
+    node = str(context.node_config.get("partition-id", context.node_id))
+    return Source.insecure(derive_seed(job.run.seed, "privacy", node, *labels))
 
-    The noise of every step was planned for ``train.rounds``: another number later
-    would not fit to it.
-    """
+
+def _read(context: Context, key: str, default: Any) -> Any:
+    """Return what this node remembers of its releases."""
     record = context.state.get(STATE)
-    planned_for, done = job.train.rounds, 0
-    if isinstance(record, ConfigRecord):
-        planned_for, done = (int(x) for x in json.loads(str(record[ROUNDS])))
-    if planned_for != job.train.rounds:
-        raise WithheldError(f"the noise was planned for {planned_for} rounds")
+    if not isinstance(record, ConfigRecord) or key not in record:
+        return default
+    return json.loads(str(record[key]))
+
+
+def _write(context: Context, key: str, value: Any) -> None:
+    """Remember something about this node's releases beside the rest."""
+    record = context.state.get(STATE)
+    before = dict(record) if isinstance(record, ConfigRecord) else {}
+    context.state[STATE] = ConfigRecord({**before, key: json.dumps(value)})
+
+
+def _count(context: Context, what: str, times: int) -> int:
+    """Count a round of DP-SGD, or an evaluation, before it is made, also a repetition.
+
+    Returns how many there were before. The noise was planned for ``times`` of them:
+    another number later would not fit to it.
+    """
+    planned_for, done = (int(x) for x in _read(context, what, [times, 0]))
+    if planned_for != times:
+        raise WithheldError(f"the noise was planned for {planned_for} {what}")
     if done >= planned_for:
-        raise WithheldError(f"the privacy budget is spent after {done} rounds")
-    context.state[STATE] = ConfigRecord({ROUNDS: json.dumps([planned_for, done + 1])})
+        raise WithheldError(f"the privacy budget is spent after {done} {what}")
+    _write(context, what, [planned_for, done + 1])
+    return done
 
 
-def _charge(job: Job, plan: Plan, context: Context) -> int:
-    """Count one release before it is made; return how many were made before.
+def _charge(job: Job, plan: Plan, release: Release, context: Context) -> int:
+    """Count one release before it is made; return how many like it were made before.
 
     A run that was continued with more rounds has other noise than before, so what
     matters is the sum: the ledger of all releases, not their number.
     """
-    record = context.state.get(STATE)
-    made = json.loads(str(record[RELEASES])) if isinstance(record, ConfigRecord) else []
-    done = sum(int(count) for _, count in made)
-    found = {Release.from_dict(values): count for values, count in made}
-    fits = (
-        done < plan.rounds if set(found) <= {plan.release} else _fits(job, plan, found)
-    )
+    made = _read(context, RELEASES, [])
+    found = {Release.from_dict(values): int(count) for values, count in made}
+    whole, done = plan.charges(job), found.get(release, 0)
+    if set(found) <= set(whole):
+        fits = done < whole[release]
+    else:
+        fits = _fits(job, plan, release, found)
     if not fits:
-        raise WithheldError(f"the privacy budget is spent after {done} releases")
-    found[plan.release] = found.get(plan.release, 0) + 1
-    text = json.dumps([[release.as_dict(), n] for release, n in found.items()])
-    context.state[STATE] = ConfigRecord({RELEASES: text})
+        count = sum(found.values())
+        raise WithheldError(f"the privacy budget is spent after {count} releases")
+    found[release] = done + 1
+    _write(context, RELEASES, [[r.as_dict(), n] for r, n in found.items()])
     return done
 
 
-def _fits(job: Job, plan: Plan, made: Mapping[Release, int]) -> bool:
+def _fits(job: Job, plan: Plan, more: Release, made: Mapping[Release, int]) -> bool:
     """Return whether one more release fits beside others, with other noise."""
     ledger = plan.ledger(job)
     try:
-        for release, count in [*made.items(), (plan.release, 1)]:
+        for release, count in [*made.items(), (more, 1)]:
             ledger.charge(release, count)
     except ValueError:  # beyond the budget, or of another relation
         return False

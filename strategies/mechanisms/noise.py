@@ -140,7 +140,8 @@ def epsilon_slack(release: Release, d: int, draws: int) -> float:
         To be taken off epsilon. 0 for the ball mechanisms, for which there is no
         bound: their radius and direction are drawn with 53 bits or more.
     """
-    units = lattice_for(release, 1.0, d).units
+    # A clip has fewer than twice the steps of one that is a power of two.
+    units = 2 * lattice_for(release, 1.0, d).units
     if release.mechanism == "gaussian":
         return gaussian.epsilon_slack(release.scale * units, draws)
     if release.mechanism == "laplace":

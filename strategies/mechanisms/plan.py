@@ -1,4 +1,4 @@
-"""What a job's privacy settings mean: who is protected, by which noise, how much.
+"""What a job's privacy settings mean for a run: which noise in which round.
 
 Everything here is computed from public numbers before anything is released: settings,
 the number of registered nodes and the size of the model.
@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from truststram.errors import ConfigError
 from truststram.job import Job
 
-from ..accounting.calibrate import calibrate, noise_std
-from ..accounting.compare import Choice, best, compare
-from ..accounting.events import EVERYONE, Release, Sampling
+from ..accounting.calibrate import noise_std
+from ..accounting.events import Release
 from ..accounting.ledger import Ledger
-from .noise import delta_slack, epsilon_slack
+from .budget import scheduled
+from .evaluation import accuracy_release
+from .setting import Setting, setting
 
-__all__ = ["Plan", "Setting", "choices", "planned", "setting"]
+__all__ = ["Plan", "planned"]
 
 # Noise on the count of unclipped updates, in expected cohorts (Andrew et al.,
 # "Differentially Private Learning with Adaptive Clipping", NeurIPS 2021, section 3).
@@ -28,36 +30,6 @@ COUNT_NOISE = 1 / 20
 COUNT_SHARE = 3.0
 # See Plan.server_rate.
 RATE, MOST_RATE = 0.012, 3.0
-# The samplers' error in delta grows with exp(epsilon); here it is about 1e-9 a round.
-MOST_EPSILON = 20.0
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The resolved settings: no ``auto`` but that of the mechanism.
-
-    Attributes
-    ----------
-    unit : {"client", "example"}
-    trust : {"central", "local"}
-    relation : {"add-remove", "replace"}
-    sampling : Sampling
-        Of the units into a release, without the population.
-    """
-
-    unit: str
-    trust: str
-    relation: str
-    sampling: Sampling
-
-
-def setting(job: Job) -> Setting:
-    """Resolve ``auto`` in a job's privacy settings."""
-    keys = job.privacy
-    sampled = keys.sampling == "poisson" and job.round.fraction < 1 and keys.central
-    sampling = Sampling("poisson", job.round.fraction) if sampled else EVERYONE
-    trust = "central" if keys.central else "local"
-    return Setting(keys.unit, trust, keys.neighbours, sampling)
 
 
 @dataclass(frozen=True)
@@ -66,21 +38,32 @@ class Plan:
 
     Attributes
     ----------
-    release : Release
-        What every round is charged as.
-    rounds : int
+    schedule : tuple of (Release, int)
+        What is charged, and in how many rounds, in order. With ``privacy.schedule =
+        on-plateau`` that of a run that meets no plateau.
     clip : float
         L2 bound C of one update; of the first round, if it follows a quantile.
     cohort : float
         m, the expected number of nodes in a round: what the sum is divided by.
     setting : Setting
+    reserve : float
+        Part of epsilon that the finite bits of the samplers take.
+    evaluation : Release or None
+        What every accuracy is charged as that a node tells.
+    evaluations : int
+        How many of them in a run.
+    adaptive : bool
+        The noise will depend on what came out before.
     """
 
-    release: Release
-    rounds: int
+    schedule: tuple[tuple[Release, int], ...]
     clip: float
     cohort: float
     setting: Setting
+    reserve: float = 0.0
+    evaluation: Release | None = None
+    evaluations: int = 0
+    adaptive: bool = False
 
     @classmethod
     def of(cls, job: Job, nodes: int, dimension: int) -> Plan:
@@ -98,13 +81,61 @@ class Plan:
         ConfigError
             If there is no such guarantee, with the reason.
         """
-        keys, chosen = job.privacy, setting(job)
+        keys, chosen = job.privacy, setting(job, nodes)
         try:
-            release = _calibrated(job, dimension)
+            schedule, reserve = scheduled(job, nodes, dimension)
         except ValueError as error:
             raise ConfigError(f"privacy: {error}") from None
-        cohort = nodes * job.round.fraction if chosen.trust == "central" else 1.0
-        return cls(release, job.train.rounds, keys.clip, cohort, chosen)
+        part = job.round.fraction
+        if keys.sampling == "fixed":  # of a whole size
+            part = chosen.sampling.rate
+        return cls(
+            tuple(schedule),
+            keys.clip,
+            cohort=nodes * part if chosen.trust == "central" else 1.0,
+            setting=chosen,
+            reserve=reserve,
+            evaluation=accuracy_release(job),
+            evaluations=keys.evaluations(job.train.rounds),
+            adaptive=keys.schedule == "on-plateau",
+        )
+
+    @property
+    def release(self) -> Release:
+        """What the first round is charged as; none has more noise."""
+        return self.schedule[0][0]
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds."""
+        return sum(count for _, count in self.schedule)
+
+    def at(self, number: int) -> Release:
+        """Return what round ``number``, from 1, is charged as.
+
+        After the last planned round what that was: the ledger will refuse it.
+        """
+        for release, count in self.schedule:
+            if number <= count:
+                return release
+            number -= count
+        return self.schedule[-1][0]
+
+    def charges(self, job: Job, done: int | None = None) -> dict[Release, int]:
+        """Return what a run has released after ``done`` rounds, and how many times.
+
+        By default after all of them.
+        """
+        done = left = self.rounds if done is None else min(done, self.rounds)
+        found: dict[Release, int] = {}
+        for release, count in self.schedule:
+            if made := min(left, count):
+                found[release] = found.get(release, 0) + made
+            left -= made
+        times = job.privacy.evaluations(self.rounds, done)
+        if self.evaluation and times:
+            found[self.evaluation] = found.get(self.evaluation, 0) + times
+        return found
 
     @property
     def lattice_clip(self) -> float:
@@ -118,8 +149,16 @@ class Plan:
 
     @property
     def std(self) -> float:
-        """Standard deviation of the noise on each coordinate of the sum, in clips."""
-        return noise_std(self.release, self.in_norm(1.0))
+        """Standard deviation of the noise on each coordinate of the sum, in clips.
+
+        The root of its mean square over the rounds.
+        """
+        squares = (n * self.std_of(release) ** 2 for release, n in self.schedule)
+        return math.sqrt(sum(squares) / self.rounds)
+
+    def std_of(self, release: Release) -> float:
+        """Return the standard deviation of one round's noise, as :attr:`std`."""
+        return noise_std(release, self.in_norm(1.0))
 
     @property
     def noise_to_signal(self) -> float:
@@ -136,13 +175,13 @@ class Plan:
         """
         return min(MOST_RATE, RATE * self.cohort / self.std)
 
-    def split(self) -> tuple[Release, Release]:
+    def split(self, release: Release) -> tuple[Release, Release]:
         """Return noise for the update and for the count of unclipped ones.
 
         Both Gaussian. Together they are one Gaussian mechanism whose noise multiplier z
-        has ``z^-2 = z_update^-2 + z_count^-2``: that of ``release``.
+        has ``z^-2 = z_update^-2 + z_count^-2``: that of ``release``, a round's.
         """
-        z = self.release.scale
+        z = release.scale
         # A count of +-1/2 has half a clip of 1 as its bound.
         count = max(COUNT_NOISE * self.cohort / 0.5, COUNT_SHARE * z)
         update = (z**-2 - count**-2) ** -0.5
@@ -162,61 +201,44 @@ class Plan:
         return Ledger(
             job.privacy.epsilon,
             job.privacy.delta,
+            self.adaptive,
+            reserve=self.reserve,
             relation=self.setting.relation,
             unit=self.setting.unit,
             trust=self.setting.trust,
         )
+
+    def described(self, job: Job) -> dict[str, Any]:
+        """Return the plan as JSON values, for events and reports."""
+        keys = job.privacy
+        return {
+            "mechanism": self.release.mechanism,
+            "levels": [
+                {
+                    "rounds": count,
+                    "scale": release.scale or None,
+                    "epsilon0": release.epsilon0 or None,
+                    "std": float(f"{self.std_of(release):.6g}"),
+                }
+                for release, count in self.schedule
+            ],
+            "unit": self.setting.unit,
+            "relation": self.setting.relation,
+            "trust": self.setting.trust,
+            "epsilon": keys.epsilon,
+            "delta": keys.delta,
+            "rounds": self.rounds,
+            "schedule": keys.schedule,
+            "evaluations": self.evaluations,
+            "sampling": str(self.release.sampling),
+            "clip": self.clip,
+            "cohort": self.cohort,
+            "server-rate": job.server.lr or float(f"{self.server_rate:.4g}"),
+            "noise-to-signal": float(f"{self.noise_to_signal:.4g}"),
+        }
 
 
 @lru_cache(maxsize=8)
 def planned(job: Job, nodes: int, dimension: int) -> Plan:
     """Return :meth:`Plan.of`, computed once: a calibration takes a moment."""
     return Plan.of(job, nodes, dimension)
-
-
-def _calibrated(job: Job, dimension: int) -> Release:
-    """Return the release; what the samplers' finite bits cost is taken off first."""
-    keys = job.privacy
-    draws = dimension * job.train.rounds
-    bits = 2.0**-14 * keys.epsilon
-    while bits < keys.epsilon / 2:
-        target, slack = _target(job, dimension, keys.epsilon - bits)
-        if keys.mechanism == "auto" and not keys.clip_quantile:
-            release = best(*target, delta_slack=slack)
-        else:
-            name = "gaussian" if keys.mechanism == "auto" else keys.mechanism
-            release = calibrate(name, *target, delta_slack=slack)
-        needed = epsilon_slack(release, dimension, draws)
-        if needed <= bits:
-            return release
-        bits = 1.1 * needed
-    raise ValueError(
-        f"epsilon {keys.epsilon:g} is too small for {draws:.2g} random numbers of 54 "
-        "bits: use fewer rounds or a smaller model"
-    )
-
-
-def choices(job: Job, dimension: int) -> list[Choice]:
-    """Return every mechanism at the job's budget, least noise first."""
-    target, slack = _target(job, dimension, job.privacy.epsilon)
-    return compare(*target, delta_slack=slack)
-
-
-def _target(
-    job: Job, dimension: int, epsilon: float
-) -> tuple[tuple[float, float, int, Sampling, str, int], float]:
-    """Return the arguments of calibration, and the slack of the samplers in delta."""
-    keys, chosen = job.privacy, setting(job)
-    if keys.epsilon > MOST_EPSILON:
-        raise ConfigError(
-            f"privacy.epsilon = {keys.epsilon:g}: expected <= {MOST_EPSILON:g}. So "
-            "weak a promise is finer than the samplers' precision, and no privacy."
-        )
-    probes = (
-        Release("gaussian", scale=1.0, dimension=dimension),
-        Release("laplace-ball", epsilon0=1.0, dimension=dimension),
-    )
-    slack = max(delta_slack(release, dimension) for release in probes)
-    budget = epsilon, keys.delta, job.train.rounds
-    what = chosen.sampling, chosen.relation, dimension
-    return (*budget, *what), slack * (1 + math.exp(keys.epsilon))

@@ -13,6 +13,10 @@ def _is_local(job: Job) -> bool:
     return job.privacy.on and not job.privacy.central
 
 
+def _clients_evaluate(job: Job) -> bool:
+    return job.round.evaluate in ("clients", "both")
+
+
 def _only_relation(job: Job) -> str:
     """Return the relation of noise that nodes add."""
     return "replace" if job.privacy.unit == "client" else "add-remove"
@@ -43,10 +47,84 @@ PRIVACY: tuple[Refusal, ...] = (
         "anomaly.enabled = auto or off",
     ),
     Refusal(
-        lambda job: job.privacy.on and job.round.evaluate in ("clients", "both"),
+        lambda job: (
+            job.privacy.on
+            and _clients_evaluate(job)
+            and job.privacy.evaluate_epsilon == 0
+        ),
         "round.evaluate = clients with privacy",
         "accuracies on private data are releases that nobody accounted for",
-        "round.evaluate = auto (the server's test data, which must be public) or none",
+        "privacy.evaluate-epsilon for a part of the budget, or round.evaluate = auto "
+        "(the server's test data, which must be public) or none",
+    ),
+    Refusal(
+        lambda job: job.privacy.evaluate_epsilon > 0 and not _clients_evaluate(job),
+        "privacy.evaluate-epsilon without evaluation by the nodes",
+        "a part of the budget would pay for nothing",
+        "round.evaluate = clients or both, or privacy.evaluate-epsilon = 0",
+    ),
+    Refusal(
+        lambda job: (
+            job.privacy.evaluate_every > 0 and job.privacy.evaluate_epsilon == 0
+        ),
+        "privacy.evaluate-every without privacy.evaluate-epsilon",
+        "nodes tell no accuracy",
+        "privacy.evaluate-epsilon above 0, or privacy.evaluate-every = 0",
+    ),
+    Refusal(
+        lambda job: job.privacy.evaluate_epsilon >= job.privacy.epsilon,
+        "privacy.evaluate-epsilon of the whole privacy.epsilon",
+        "it is a part of that, and nothing would be left for training",
+        "a smaller privacy.evaluate-epsilon, or a larger privacy.epsilon",
+    ),
+    Refusal(
+        lambda job: (
+            job.privacy.evaluate_epsilon > 0
+            and job.round.evaluate == "clients"
+            and job.run.patience > 0
+        ),
+        "run.patience with privacy.evaluate-epsilon",
+        "most rounds are not evaluated, and a run that ends early would not reach the "
+        "evaluation of its last model",
+        "run.patience = 0, or round.evaluate = both",
+    ),
+    Refusal(
+        lambda job: job.privacy.schedule != "constant" and not job.privacy.central,
+        "privacy.schedule with noise by the nodes",
+        "each node plans its own noise once, for all rounds",
+        "privacy.schedule = constant, or privacy.trust = central with privacy.unit = "
+        "client",
+    ),
+    Refusal(
+        lambda job: (
+            job.privacy.schedule == "on-plateau"
+            and job.round.evaluate in ("clients", "none")
+        ),
+        "privacy.schedule = on-plateau without evaluation by the server",
+        "the noise follows what the server's public test data say of each model",
+        "round.evaluate = auto or server, or privacy.schedule = increasing",
+    ),
+    Refusal(
+        lambda job: (
+            job.privacy.schedule == "on-plateau" and job.privacy.evaluate_epsilon > 0
+        ),
+        "privacy.schedule = on-plateau with privacy.evaluate-epsilon",
+        "a schedule that is made on the way does not know what to keep for them",
+        "privacy.schedule = increasing, or round.evaluate = auto",
+    ),
+    Refusal(
+        lambda job: job.privacy.sampling == "fixed" and not job.privacy.central,
+        "privacy.sampling = fixed with noise by the nodes",
+        "the server sees who answers, so that no secret cohort protects anybody",
+        "privacy.sampling = poisson or none (nodes claim nothing for either)",
+    ),
+    Refusal(
+        lambda job: (
+            job.privacy.sampling == "fixed" and job.privacy.relation == "add-remove"
+        ),
+        "privacy.sampling = fixed with privacy.relation = add-remove",
+        "a node more would push another one out of the cohort, so that two differ",
+        "privacy.relation = replace or auto, or privacy.sampling = poisson",
     ),
     Refusal(
         lambda job: job.privacy.on and job.run.checkpoint_every != 1,
@@ -88,7 +166,7 @@ PRIVACY: tuple[Refusal, ...] = (
         ),
         "privacy.relation = replace with privacy.sampling = poisson",
         "the size of the cohort depends on who is registered",
-        "privacy.relation = add-remove, or privacy.sampling = none",
+        "privacy.relation = add-remove, or privacy.sampling = fixed or none",
     ),
     Refusal(
         lambda job: (

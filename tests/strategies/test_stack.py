@@ -145,6 +145,11 @@ def test_the_adversary_is_outermost():
 CENTRAL = {"privacy.mechanism": "gaussian"}
 LOCAL = {"privacy.mechanism": "gaussian", "privacy.trust": "local"}
 EXAMPLES = {"privacy.mechanism": "dp-sgd", "privacy.unit": "example"}
+EVALUATED = {
+    **CENTRAL,
+    "privacy.evaluate-epsilon": 1.0,
+    "round.evaluate": "clients",
+}
 REFUSED = {
     **compression.REFUSED,
     **secure.REFUSED,
@@ -173,6 +178,26 @@ REFUSED = {
     },
     "anomaly.enabled = on with": {**CENTRAL, "anomaly.enabled": "on"},
     "round.evaluate = clients with": {**CENTRAL, "round.evaluate": "both"},
+    "privacy.evaluate-epsilon without": {**CENTRAL, "privacy.evaluate-epsilon": 1.0},
+    "privacy.evaluate-every without": {**CENTRAL, "privacy.evaluate-every": 5},
+    "privacy.evaluate-epsilon of the whole": {**EVALUATED, "privacy.epsilon": 1.0},
+    "run.patience with": {**EVALUATED, "run.patience": 3},
+    "privacy.schedule with": {**LOCAL, "privacy.schedule": "increasing"},
+    "privacy.schedule = on-plateau without": {
+        **CENTRAL,
+        "privacy.schedule": "on-plateau",
+        "round.evaluate": "none",
+    },
+    "privacy.schedule = on-plateau with": {
+        **EVALUATED,
+        "privacy.schedule": "on-plateau",
+    },
+    "privacy.sampling = fixed with noise": {**LOCAL, "privacy.sampling": "fixed"},
+    "privacy.sampling = fixed with privacy.relation": {
+        **CENTRAL,
+        "privacy.sampling": "fixed",
+        "privacy.relation": "add-remove",
+    },
     "run.checkpoint-every above": {**LOCAL, "run.checkpoint-every": 2},
     "privacy.mechanism with another": {"privacy.mechanism": "dp-sgd"},
     "privacy.unit = example with": {**EXAMPLES, "privacy.trust": "central"},

@@ -53,12 +53,21 @@ def plan(
     changes: Changes = None,
     config: Config = None,
     nodes: Annotated[int, typer.Option(help="Registered nodes.")] = 10,
+    shuffled: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Say as well what local noise would gain if another party mixed the "
+            "replies of N honest nodes. There is none in this version.",
+        ),
+    ] = 0,
     json: Json = False,
 ) -> None:
     """Before a run: its guarantee, the noise of every mechanism, and if it can work."""
     from .plan import lines, preview
 
-    content = preview(Job.of(read_options(config, changes or [], None)), nodes)
+    job = Job.of(read_options(config, changes or [], None))
+    content = preview(job, nodes, shuffled)
     if json:
         print_json(content)
         return

@@ -35,7 +35,7 @@ STEPS_REMEDY = "use more data, larger batches, a smaller model or a larger epsil
 BATCHES = 12
 
 
-def preview(job: Job, nodes: int) -> dict[str, Any]:
+def preview(job: Job, nodes: int, shuffled: int = 0) -> dict[str, Any]:
     """Return what a job's privacy settings mean, as JSON values.
 
     Parameters
@@ -43,6 +43,9 @@ def preview(job: Job, nodes: int) -> dict[str, Any]:
     job : Job
     nodes : int
         Registered nodes.
+    shuffled : int
+        Replies of honest nodes that a party other than the server would mix; 0: none,
+        which is what this version has.
 
     Raises
     ------
@@ -61,7 +64,8 @@ def preview(job: Job, nodes: int) -> dict[str, Any]:
     common = {"task": job.task.name, "nodes": nodes, "parameters": size}
     examples = job.privacy.unit == "example"
     found = _of_examples if examples else _of_clients
-    return {**common, **found(job, nodes, size)}
+    content = {**common, **found(job, nodes, size), **_of_evaluation(job, nodes)}
+    return content | (_of_shuffling(job, size, shuffled) if shuffled else {})
 
 
 def model_size(job: Job) -> int:
@@ -101,8 +105,9 @@ def _of_clients(job: Job, nodes: int, size: int) -> dict[str, Any]:
         return float(std * long / asked**power)
 
     ledger = plan.ledger(job)
-    ledger.charge(plan.release, plan.rounds)
-    table = app_module("strategies.mechanisms.plan").choices(job, size)
+    for release, count in plan.charges(job).items():
+        ledger.charge(release, count)
+    table = app_module("strategies.mechanisms.budget").choices(job, nodes, size)
     now = ratio(plan.std)
     needed = math.ceil((plan.std * long) ** (1 / power) / job.round.fraction)
     fitting = math.floor((asked**power / plan.std) ** 2)
@@ -112,6 +117,8 @@ def _of_clients(job: Job, nodes: int, size: int) -> dict[str, Any]:
         "delta": job.privacy.delta,
         "mechanism": plan.release.mechanism,
         "noise-std": plan.std,
+        "schedule": job.privacy.schedule,
+        "levels": plan.described(job)["levels"],
         "mechanisms": [
             {
                 "mechanism": choice.mechanism,
@@ -134,6 +141,50 @@ def _advice(nodes: int, size: int) -> str:
     """Return what would make the ratio 1."""
     smaller = f", or a model of {size:,} values" if size else ""
     return f"At this budget {nodes:,} nodes give a noise / signal of 1{smaller}."
+
+
+def _of_evaluation(job: Job, nodes: int) -> dict[str, Any]:
+    """Return what accuracies the nodes tell, and how exact they are."""
+    evaluation = app_module("strategies.mechanisms.evaluation")
+    release, central = evaluation.accuracy_release(job), job.privacy.central
+    if release is None:
+        return {}
+    asked = nodes if central else max(1, round(nodes * job.round.fraction))
+    error = evaluation.told_error(release, asked, central=central)
+    times = job.privacy.evaluations(job.train.rounds)
+    told = {"times": times, "epsilon": release.epsilon0, "nodes": asked}
+    return {"evaluation": {**told, "error-points": 100 * error}}
+
+
+def _of_shuffling(job: Job, size: int, reports: int) -> dict[str, Any]:
+    """Return what mixing would make of one round's local epsilon.
+
+    Raises
+    ------
+    ConfigError
+        For noise that mixing does nothing for, or that has no bound for it.
+    """
+    release = None
+    if job.privacy.unit == "client" and not job.privacy.central:
+        release = Plan.of(job, 1, size).release
+    if release is None or release.mechanism == "gaussian" or reports < 1:
+        found = "no noise by the nodes" if release is None else release.mechanism
+        raise ConfigError(
+            f"--shuffled {reports}: there is a bound for mixed replies with pure local "
+            f"epsilon; the job has {found}. Try privacy.trust = local with "
+            "privacy.mechanism = laplace or staircase, and at least 1 reply."
+        )
+    amplified = app_module("strategies.accounting.shuffle").amplified
+    mixed = amplified(release.pure_epsilon, reports, job.privacy.delta)
+    return {
+        "shuffled": {
+            "replies": reports,
+            "local-epsilon": release.pure_epsilon,
+            "epsilon": mixed,
+            "delta": job.privacy.delta,
+            "available": False,
+        }
+    }
 
 
 def _of_examples(job: Job, nodes: int, size: int) -> dict[str, Any]:
@@ -207,3 +258,33 @@ def lines(content: Mapping[str, Any]) -> Iterator[str]:
     yield content["guarantee"]
     yield f"Noise: {content['verdict']}."
     yield content["advice"]
+    yield from _schedule_line(content)
+    if told := content.get("evaluation"):
+        yield (
+            f"Evaluation by the nodes: {told['times']} x epsilon "
+            f"{told['epsilon']:.3g}; the noise in the mean accuracy of "
+            f"{told['nodes']:,} nodes has a standard deviation of "
+            f"{told['error-points']:.2g} points."
+        )
+    if mixed := content.get("shuffled"):
+        yield (
+            f"Not in this version: if a party other than the server mixed "
+            f"{mixed['replies']:,} replies of honest nodes, one round would cost "
+            f"epsilon {mixed['epsilon']:.3g} at delta {mixed['delta']:g} instead of "
+            f"{mixed['local-epsilon']:.3g}. Flower's server sees which node sent what, "
+            "so nothing above counts on it."
+        )
+
+
+def _schedule_line(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how the noise changes over the rounds, if it does."""
+    levels = content.get("levels", [])
+    if content.get("schedule") == "increasing":
+        falls = ", ".join(f"{x['rounds']} x {x['std']:.3g}" for x in levels)
+        yield f"Rounds and their noise (std, in clips): {falls}."
+    if content.get("schedule") == "on-plateau":
+        yield (
+            f"The noise starts at {levels[0]['std']:.3g} clips and falls when the "
+            "server's public test data show no progress, as far as the budget lasts "
+            "for the rounds that are left."
+        )

@@ -117,8 +117,8 @@ def _by_nodes(run: Finished) -> dict[str, Any]:
     else:
         plan = techniques.Plan.of(run.job, 1, run.result.parameters)
         ledger = plan.ledger(run.job)
-        if done:
-            ledger.charge(plan.release, min(done, plan.rounds))
+        for release, count in plan.charges(run.job, done).items():
+            ledger.charge(release, count)
         said = f"A node that answered in all {done} rounds: {ledger.describe()}"
         spent, mechanism = ledger.spent(), plan.release.mechanism
     return {
@@ -148,7 +148,9 @@ def _restored(run: Finished) -> Any:
     """Return the ledger of the last record; its sum is computed again."""
     keys = run.job.privacy
     ledger = techniques.Ledger(
-        keys.epsilon, keys.delta, relation=keys.neighbours, unit=keys.unit
+        *(keys.epsilon, keys.delta, keys.schedule == "on-plateau"),
+        relation=keys.neighbours,
+        unit=keys.unit,
     )
     if run.ledger is not None:
         try:

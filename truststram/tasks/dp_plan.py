@@ -2,14 +2,15 @@
 
 A run has ``train.rounds * train.local-epochs * ceil(n / batch-size)`` noisy steps at a
 node with n examples; each is a Gaussian release with Poisson sampling at the rate
-``batch-size / n``. The noise is the least for which all of them fit into the budget.
+``batch-size / n``. The noise is the least for which all of them fit into the budget,
+beside the accuracies that the node is to tell (``privacy.evaluate-epsilon``).
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import techniques
 from .._locate import app_module
@@ -64,8 +65,14 @@ def planned_release(job: Job, n: int, dimension: int) -> Release:
         )
     rate = min(1.0, job.train.batch_size / n)
     steps = job.train.rounds * steps_per_round(job, n)
-    budget = keys.epsilon, keys.delta, keys.neighbours
-    return _calibrated(*budget, rate, steps, dimension)
+    budget = keys.training_epsilon, keys.delta, keys.neighbours
+    return _calibrated(*budget, rate, steps, dimension, *_told(job, job.train.rounds))
+
+
+def _told(job: Job, done: int) -> tuple[Release | None, int]:
+    """Return what an accuracy costs, and how many a node tells in ``done`` rounds."""
+    release = app_module("strategies.mechanisms.evaluation").accuracy_release(job)
+    return release, job.privacy.evaluations(job.train.rounds, done)
 
 
 # Simulated nodes share a process and differ in n.
@@ -77,14 +84,22 @@ def _calibrated(
     rate: float,
     steps: int,
     dimension: int,
+    told: Release | None,
+    times: int,
 ) -> Release:
     """Return the release; what the sampler's finite bits cost is taken off first."""
     gaussian = app_module("strategies.mechanisms.gaussian")
+    pld = app_module("strategies.accounting.pld")
     sampling = techniques.Sampling("poisson" if rate < 1 else "none", rate)
     draws = dimension * steps
     slack = gaussian.delta_slack(draws) * (1 + math.exp(min(epsilon, 700.0))) / steps
-    units = sum_lattice(1.0, dimension).units
+    # A clip has fewer than twice the steps of one that is a power of two.
+    units = 2 * sum_lattice(1.0, dimension).units
     bits = 2.0**-12 * epsilon
+    whole, others = epsilon, dict[Any, int]()
+    if told is not None:
+        whole, others = epsilon + times * told.epsilon0, {told: times}
+        delta -= times * told.delta_slack
     try:
         while bits < epsilon / 2:
             release = techniques.calibrate(
@@ -93,6 +108,9 @@ def _calibrated(
                 delta_slack=slack,
             )
             needed = gaussian.epsilon_slack(release.scale * units, draws)
+            if others:  # both budgets add up, but for what is lost by rounding up
+                cost = pld.epsilon_at({release: steps, **others}, delta)
+                needed += max(0.0, cost - (whole - bits))
             if needed <= bits:
                 return release
             bits = 1.1 * needed
@@ -112,7 +130,7 @@ def node_ledger(job: Job, n: int, dimension: int, rounds: int | None = None) -> 
     n, dimension
         As in :func:`planned_release`.
     rounds : int, optional
-        Rounds in which the node trained.
+        Rounds in which the node trained, and evaluated where it was to.
 
     Returns
     -------
@@ -137,6 +155,9 @@ def node_ledger(job: Job, n: int, dimension: int, rounds: int | None = None) -> 
     if made:
         release = planned_release(job, n, dimension)
         ledger.charge(release, made * steps_per_round(job, n))
+    told, times = _told(job, made)
+    if told is not None and times:
+        ledger.charge(told, times)
     return ledger
 
 

@@ -74,7 +74,7 @@ class Federation:
 @pytest.fixture
 def silent(monkeypatch):
     monkeypatch.setattr(
-        "strategies.mechanisms.layer.draw", lambda r, u, d, s: np.zeros(d, np.int64)
+        "strategies.mechanisms.sums.draw", lambda r, u, d, s: np.zeros(d, np.int64)
     )
 
 
@@ -244,7 +244,7 @@ def test_each_node_is_drawn_by_itself():
 
 def test_an_empty_cohort_releases_noise_and_is_charged(monkeypatch):
     federation = Federation(nodes=3, round__fraction=0.5)
-    monkeypatch.setattr(CentralDP, "_drawn", lambda self, messages: [])
+    monkeypatch.setattr("strategies.mechanisms.layer.drawn", lambda *a: [])
     assert federation.ask() == []
     change = federation.release([])
     assert np.abs(change).max() > 0
@@ -289,7 +289,7 @@ class TestTheClipThatFollowsAQuantile:
     def test_both_releases_together_cost_one(self):
         job = Job.of({**BASE, "privacy.clip-quantile": 0.5})
         plan = Plan.of(job, 100, D)
-        update, count = plan.split()
+        update, count = plan.split(plan.release)
         z = (update.scale**-2 + count.scale**-2) ** -0.5
         assert z == pytest.approx(plan.release.scale)
         assert update.scale < 1.1 * plan.release.scale

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from strategies.mechanisms import layer
+from strategies.mechanisms import layer, sums
 from strategies.mechanisms.csprng import Source
 from strategies.mechanisms.lattice import Lattice
 from truststram.errors import ConfigError
@@ -78,8 +78,8 @@ def test_secure_noise_is_no_problem():
 
 
 def test_noise_divided_by_two_is_caught(monkeypatch):
-    draw = layer.draw
-    monkeypatch.setattr(layer, "draw", lambda *a: draw(*a) // 2)
+    draw = sums.draw
+    monkeypatch.setattr(sums, "draw", lambda *a: draw(*a) // 2)
     for mechanism, epsilon in (("gaussian", 1.0), ("gaussian", 8.0), ("laplace", 4.0)):
         result = run(job(mechanism, epsilon))
         assert claims(result)
@@ -89,8 +89,8 @@ def test_noise_divided_by_two_is_caught(monkeypatch):
 
 def test_noise_for_half_the_clip_is_caught(monkeypatch):
     """The sensitivity is wrong: noise is drawn as if updates were half as long."""
-    draw = layer.draw
-    monkeypatch.setattr(layer, "draw", lambda r, units, d, s: draw(r, units / 2, d, s))
+    draw = sums.draw
+    monkeypatch.setattr(sums, "draw", lambda r, units, d, s: draw(r, units / 2, d, s))
     assert claims(run())
     assert claims(run(job("staircase"), 200))
 
@@ -100,7 +100,7 @@ def test_updates_that_are_not_clipped_are_caught(monkeypatch):
         integers = np.rint(delta.astype(np.float64) / on.step).astype(np.int64)
         return SimpleNamespace(integers=integers, norm=0.0, finite=True)
 
-    monkeypatch.setattr(layer, "clip", unclipped)
+    monkeypatch.setattr(sums, "clip", unclipped)
     assert claims(run())
 
 
@@ -134,21 +134,21 @@ def test_noise_that_repeats_in_every_round_is_caught(monkeypatch):
 
 
 def test_division_by_the_number_of_answers_is_caught(monkeypatch):
-    decode = layer.from_lattice
+    decode = sums.from_lattice
     answers = []
-    add = layer.CentralDP._add
+    add = sums._add
 
-    def counted(self, reply, on, total):
+    def counted(reply, *rest):
         answers.append(reply)
-        return add(self, reply, on, total)
+        return add(reply, *rest)
 
     def divided(total, on, cohort=1.0):
         count = len(answers)
         answers.clear()
         return decode(total, on, float(count or 1))
 
-    monkeypatch.setattr(layer.CentralDP, "_add", counted)
-    monkeypatch.setattr(layer, "from_lattice", divided)
+    monkeypatch.setattr(sums, "_add", counted)
+    monkeypatch.setattr(sums, "from_lattice", divided)
     result = run(canaries=300)
     assert any("answered with zeros" in problem for problem in result.problems)
     assert not result.ok
@@ -162,8 +162,8 @@ def test_noise_in_floating_point_is_caught(monkeypatch):
         noise = np.random.default_rng(1).normal(size=len(total)).astype(np.float32)
         return ((total * on.step).astype(np.float32) + noise) / np.float32(cohort)
 
-    monkeypatch.setattr(layer, "draw", lambda r, u, d, s: np.zeros(d, np.int64))
-    monkeypatch.setattr(layer, "from_lattice", floats)
+    monkeypatch.setattr(sums, "draw", lambda r, u, d, s: np.zeros(d, np.int64))
+    monkeypatch.setattr(sums, "from_lattice", floats)
     plan, release, coins = released()
     assert off_lattice(plan, release).mean() > 0.5
     # What it gives away: a sum with a clip has no digits finer than those of the clip,

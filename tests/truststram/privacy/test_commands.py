@@ -9,7 +9,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from strategies.mechanisms import layer
+from strategies.mechanisms import sums
 from tests.support import runs
 from truststram.cli import app
 
@@ -62,8 +62,8 @@ def test_audit_passes_honest_noise_and_fails_half_of_it(monkeypatch):
     assert result.exit_code == 0
     assert "Passed" in result.output
     assert "the claim" in result.output
-    draw = layer.draw
-    monkeypatch.setattr(layer, "draw", lambda *a: draw(*a) // 2)
+    draw = sums.draw
+    monkeypatch.setattr(sums, "draw", lambda *a: draw(*a) // 2)
     result = truststram(*asked, "--json")
     assert result.exit_code == 1
     assert not json.loads(result.output)["canaries"]["ok"]
