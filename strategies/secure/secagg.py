@@ -56,7 +56,7 @@ from .graph import degree, neighbours, threshold
 from .identity import CLIENT, Identity, Roster
 from .masks import KEY_BYTES, agree, derive_key
 
-__all__ = ["MAX_CLIENTS", "STAGES", "Cohort", "Terms", "advert", "agree_on_mask"]
+__all__ = ["MAX_CLIENTS", "STAGES", "Cohort", "Session", "advert", "agree_on_mask"]
 
 STAGES = ("keys", "shares", "mask", "consent", "unmask")
 # Every client gets every key, and in a complete graph deals a share to every other.
@@ -65,8 +65,8 @@ SIGNATURE_BYTES = 64
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What a sum is about; a client's keys are good for these terms only.
+class Session:
+    """One sum: what it is about; a client's keys are good for nothing else.
 
     Parameters
     ----------
@@ -93,19 +93,19 @@ class Terms:
 
     @cached_property
     def tag(self) -> bytes:
-        """32 bytes that only equal terms share."""
+        """32 bytes that only equal sessions share."""
         numbers = f"{self.round} {self.min_cohort} {self.threat}"
         body = join([self.job.encode(), numbers.encode(), self.model])
         return hashlib.sha256(b"truststram secagg 1" + body).digest()
 
 
-def advert(terms: Terms, identity: Identity, mask: bytes, share: bytes) -> bytes:
+def advert(session: Session, identity: Identity, mask: bytes, share: bytes) -> bytes:
     """Return a client's public keys for one sum, signed.
 
     Fields: identity key, key of the masks, key of the sealed shares (32 bytes each),
     signature (64).
     """
-    signature = identity.sign(join([b"advert", terms.tag, mask, share]))
+    signature = identity.sign(join([b"advert", session.tag, mask, share]))
     return join([identity.member.public, mask, share, signature])
 
 
@@ -116,7 +116,7 @@ class Cohort:
     ----------
     body : bytes
         All adverts, in the order of the clients' names. Untrusted.
-    terms : Terms
+    session : Session
     roster : Roster
 
     Raises
@@ -126,15 +126,15 @@ class Cohort:
         twice), ``duplicate-key``, ``role`` and what :class:`.identity.Roster` raises.
     """
 
-    def __init__(self, body: bytes, terms: Terms, roster: Roster) -> None:
+    def __init__(self, body: bytes, session: Session, roster: Roster) -> None:
         parts = split(body, MAX_CLIENTS)
-        if len(parts) < terms.min_cohort:
+        if len(parts) < session.min_cohort:
             raise ProtocolError(
-                "cohort-size", f"{len(parts)} clients, at least {terms.min_cohort}"
+                "cohort-size", f"{len(parts)} clients, at least {session.min_cohort}"
             )
-        self.body, self.terms = body, terms
+        self.body, self.session = body, session
         # What all that belongs to this very cohort is bound to.
-        self.tag = hashlib.sha256(join([terms.tag, body])).digest()
+        self.tag = hashlib.sha256(join([session.tag, body])).digest()
         self.mask_key: dict[str, bytes] = {}
         self.share_key: dict[str, bytes] = {}
         self.identity: dict[str, bytes] = {}
@@ -148,7 +148,7 @@ class Cohort:
             raise ProtocolError("duplicate-key", "a key was advertised twice")
 
     def _read(self, part: bytes, roster: Roster) -> None:
-        name, mask, share = read_advert(part, self.terms, roster)
+        name, mask, share = read_advert(part, self.session, roster)
         self.identity[name] = part[4 : 4 + KEY_BYTES]
         self.mask_key[name], self.share_key[name] = mask, share
 
@@ -158,7 +158,7 @@ class Cohort:
     @cached_property
     def neighbours(self) -> dict[str, list[str]]:
         """The neighbours of every client."""
-        count = degree(len(self), self.terms.threat)
+        count = degree(len(self), self.session.threat)
         return neighbours(self.names, self.tag, count)
 
     def holders(self, name: str) -> list[str]:
@@ -167,12 +167,12 @@ class Cohort:
 
     def needed(self, name: str) -> int:
         """Return how many holders can open one of a client's secrets."""
-        return threshold(len(self.neighbours[name]) + 1, self.terms.threat)
+        return threshold(len(self.neighbours[name]) + 1, self.session.threat)
 
     @property
     def needed_of_all(self) -> int:
         """How many clients of the cohort must be left in the end."""
-        return max(self.terms.min_cohort, threshold(len(self), self.terms.threat))
+        return max(self.session.min_cohort, threshold(len(self), self.session.threat))
 
     @property
     def members(self) -> bytes:
@@ -221,7 +221,9 @@ class Cohort:
         return derive_key(secret, b"share", self.tag, *(n.encode() for n in way))
 
 
-def read_advert(part: bytes, terms: Terms, roster: Roster) -> tuple[str, bytes, bytes]:
+def read_advert(
+    part: bytes, session: Session, roster: Roster
+) -> tuple[str, bytes, bytes]:
     """Return (name, key of the masks, key of the shares) of an untrusted advert.
 
     Raises
@@ -233,7 +235,7 @@ def read_advert(part: bytes, terms: Terms, roster: Roster) -> tuple[str, bytes, 
     if [len(x) for x in fields] != [*[KEY_BYTES] * 3, SIGNATURE_BYTES]:
         raise ProtocolError("size", "not three keys and a signature")
     public, mask, share, signature = fields
-    signed = join([b"advert", terms.tag, mask, share])
+    signed = join([b"advert", session.tag, mask, share])
     member = roster.verify(public, signature, signed)
     if member.role != CLIENT:
         raise ProtocolError("role", "not a client by the roster")

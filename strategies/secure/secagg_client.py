@@ -31,7 +31,7 @@ from .secagg import (
     MAX_CLIENTS,
     STAGES,
     Cohort,
-    Terms,
+    Session,
     advert,
     agree_on_mask,
 )
@@ -41,6 +41,7 @@ __all__ = ["Client"]
 
 # A key of AES-GCM seals one message.
 NONCE = bytes(12)
+END = b"end"
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Client:
 
     Parameters
     ----------
-    terms : Terms
+    session : Session
         As this client understands them: its own job, the model it will train.
     identity : Identity
     roster : Roster
@@ -77,13 +78,13 @@ class Client:
 
     def __init__(
         self,
-        terms: Terms,
+        session: Session,
         identity: Identity,
         roster: Roster,
         *,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        self.terms, self.name = terms, identity.member.name
+        self.session, self.name = session, identity.member.name
         self._identity, self._roster, self._random = identity, roster, random
         self._kept = _State()
         self._cohort: Cohort | None = None
@@ -91,27 +92,32 @@ class Client:
     def state(self) -> bytes:
         """Return what :meth:`restore` needs. Secret."""
         values = [getattr(self._kept, field.name) for field in fields(_State)]
-        return join([self.terms.tag, *values])
+        return join([self.session.tag, *values])
 
     def restore(self, state: bytes) -> Client:
-        """Continue from a state of this client in a sum of the same terms.
+        """Continue from a state of this client in a sum of the same session.
 
         Raises
         ------
         ProtocolError
-            ``terms``, if it is of another sum.
+            ``session``, if it is of another sum.
         """
         tag, *values = split(state, 1 + len(fields(_State)))
-        if tag != self.terms.tag:
-            raise ProtocolError("terms", "this node has begun another sum")
+        if tag != self.session.tag:
+            raise ProtocolError("session", "this node has begun another sum")
         self._kept = _State(*values)
         return self
+
+    @property
+    def done(self) -> bool:
+        """Whether there is no further stage, and so nothing to keep."""
+        return self._kept.next == END
 
     @property
     def cohort(self) -> Cohort:
         """The clients of the sum; known from the stage ``shares`` on."""
         if self._cohort is None:
-            self._cohort = Cohort(self._kept.cohort, self.terms, self._roster)
+            self._cohort = Cohort(self._kept.cohort, self.session, self._roster)
         return self._cohort
 
     def keys(self) -> bytes:
@@ -239,7 +245,7 @@ class Client:
         """
         self._enter("unmask")
         flags, *signatures = split(body, 1 + MAX_CLIENTS)
-        if self.terms.threat == MALICIOUS:
+        if self.session.threat == MALICIOUS:
             if flags != self._kept.left:
                 raise ProtocolError("consent", "not the clients that were consented to")
             self._check_signatures(flags, signatures)
@@ -266,14 +272,13 @@ class Client:
         if stage != expected:
             raise ProtocolError("stage", f"{stage} was asked for, {expected} is next")
         place = STAGES.index(stage) + 1
-        if stage == "mask" and self.terms.threat != MALICIOUS:
+        if stage == "mask" and self.session.threat != MALICIOUS:
             place += 1
-        after = STAGES[place] if place < len(STAGES) else "end"
-        self._kept.next = after.encode()
+        self._kept.next = STAGES[place].encode() if place < len(STAGES) else END
 
     def _advert(self) -> bytes:
         public = (public_key(self._kept.mask), public_key(self._kept.share))
-        return advert(self.terms, self._identity, *public)
+        return advert(self.session, self._identity, *public)
 
     def _accept(self, flags: bytes) -> None:
         """Check who is said to be in the sum, and remember it."""
@@ -293,7 +298,7 @@ class Client:
                 public = cohort.identity[name]
                 self._roster.verify(public, signature, cohort.consent(flags))
                 signed += 1
-        needed = threshold(len(cohort), self.terms.threat)
+        needed = threshold(len(cohort), self.session.threat)
         if signed < needed:
             raise ProtocolError("signatures", f"{signed}, at least {needed}")
 

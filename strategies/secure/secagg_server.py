@@ -19,7 +19,7 @@ from truststram.errors import ProtocolError
 from .fields import join, split
 from .identity import Roster
 from .masks import KEY_BYTES, add_masks, agree, public_key
-from .secagg import MAX_CLIENTS, Cohort, Terms, agree_on_mask, read_advert
+from .secagg import MAX_CLIENTS, Cohort, Session, agree_on_mask, read_advert
 from .shamir import SHARE_BYTES, reconstruct
 
 __all__ = ["Server"]
@@ -36,7 +36,7 @@ class Server:
 
     Parameters
     ----------
-    terms : Terms
+    session : Session
     roster : Roster
 
     Attributes
@@ -45,8 +45,8 @@ class Server:
         Replies that were not used, and why.
     """
 
-    def __init__(self, terms: Terms, roster: Roster) -> None:
-        self.terms, self._roster = terms, roster
+    def __init__(self, session: Session, roster: Roster) -> None:
+        self.session, self._roster = session, roster
         self.dropped: list[tuple[int, ProtocolError]] = []
         self._names: dict[int, str] = {}
         self._cohort: Cohort | None = None
@@ -86,7 +86,7 @@ class Server:
             raise ProtocolError("cohort-size", f"{len(adverts)}, most {MAX_CLIENTS}")
         in_order = sorted(adverts, key=self._names.__getitem__)
         body = join(adverts[sender] for sender in in_order)
-        self._cohort = Cohort(body, self.terms, self._roster)
+        self._cohort = Cohort(body, self.session, self._roster)
         return dict.fromkeys(adverts, body)
 
     def shares(self, replies: Replies) -> dict[int, bytes]:
@@ -192,7 +192,7 @@ class Server:
         return results
 
     def _read_advert(self, sender: int, body: bytes) -> bytes:
-        name, *keys = read_advert(body, self.terms, self._roster)
+        name, *keys = read_advert(body, self.session, self._roster)
         if name in self._names.values():
             raise ProtocolError("duplicate", "the name has advertised keys already")
         probe = os.urandom(KEY_BYTES)

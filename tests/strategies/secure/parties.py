@@ -9,7 +9,7 @@ import numpy as np
 
 from strategies.secure.graph import MALICIOUS, SEMI_HONEST
 from strategies.secure.identity import Identity, Roster
-from strategies.secure.secagg import Terms
+from strategies.secure.secagg import Session
 from strategies.secure.secagg_client import Client
 from strategies.secure.secagg_server import Server
 
@@ -25,9 +25,9 @@ def roster(n: int) -> Roster:
     return Roster(identity(i).member for i in range(n))
 
 
-def terms(threat: str = SEMI_HONEST, **changes) -> Terms:
+def session(threat: str = SEMI_HONEST, **changes) -> Session:
     about = {"job": "job", "round": 1, "model": bytes(32), "min_cohort": 3}
-    return Terms(**{**about, "threat": threat, **changes})
+    return Session(**{**about, "threat": threat, **changes})
 
 
 class Sum:
@@ -39,8 +39,8 @@ class Sum:
     """
 
     def __init__(self, n: int, threat: str = SEMI_HONEST, seed: int = 1, kept=False):
-        self.terms, self.roster = terms(threat), roster(n)
-        self.server = Server(self.terms, self.roster)
+        self.session, self.roster = session(threat), roster(n)
+        self.server = Server(self.session, self.roster)
         self.clients = {i: self.fresh(i) for i in range(n)}
         rng = np.random.default_rng(seed)
         rows = rng.integers(0, 2**32, (n, SIZE), dtype=np.uint32)
@@ -50,7 +50,7 @@ class Sum:
         self.kept = kept
 
     def fresh(self, i: int) -> Client:
-        return Client(self.terms, identity(i), self.roster)
+        return Client(self.session, identity(i), self.roster)
 
     def copy(self) -> Sum:
         """Return the same moment of the sum, to go on differently."""
@@ -104,7 +104,7 @@ class Sum:
         return self
 
     def consent(self, gone=()):
-        if self.terms.threat == MALICIOUS:
+        if self.session.threat == MALICIOUS:
             self.messages = self.server.consents(self.ask("consent", gone))
         return self
 

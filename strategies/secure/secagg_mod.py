@@ -1,0 +1,153 @@
+"""Client half of secure aggregation: every stage of :mod:`.secagg` as a train message.
+
+With this mod outermost, a node's update, its number of examples and its metrics leave
+inside one masked, signed vector; evaluation and texts of errors do not leave at all.
+The app is called in one stage only and sees an ordinary train message, so any ClientApp
+with a train function takes part.
+
+Before it trains, a node checks that enough others are there, that all of them
+advertised keys for the same model, that the model it got is that one, and that it
+joined no other cohort for it (:mod:`.journal`): from two sums that differ by one node,
+the server could subtract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
+from flwr.clientapp.typing import ClientAppCallable, Mod
+
+from truststram._flower import with_content
+from truststram.errors import ConfigError, ProtocolError
+from truststram.job import Job
+from truststram.records import Float32, records_of
+from truststram.rng import derive
+
+from .contribution import numbers_of, update_of
+from .journal import Journal
+from .keys import Keyring, keyring_of
+from .secagg_client import Client
+from .secagg_state import RoundState
+from .secagg_wire import KEYS, MASK, SCHEME, Request, Settings, label_of
+from .wire import SECURE, hash_of_model, seal, with_frame
+from .withheld import WithheldError, withheld
+
+__all__ = ["secagg_mod"]
+
+
+def secagg_mod(job: Job) -> Mod:
+    """Return the mod for a job with ``secure.scheme = secagg``; the outermost.
+
+    Parameters
+    ----------
+    job : Job
+        Its ``secure`` section and ``run.seed``, which decides how values are rounded.
+
+    Guarantees
+    ----------
+    Those of :mod:`.secagg` for the integers of this node, which hold the update and
+    everything else that the functions inside report. A node answers each stage of a
+    round once, whatever the server repeats. What it contributes, nobody checks: a
+    malicious node may send any values up to ``secure.clip`` each.
+
+    Raises
+    ------
+    ConfigError
+        For a job with another scheme.
+    """
+    if job.secure.scheme != SCHEME:
+        raise ConfigError(f"secagg_mod needs secure.scheme = {SCHEME}.")
+    settings = Settings(job)
+
+    def mod(
+        message: Message, context: Context, call_next: ClientAppCallable
+    ) -> Message:
+        kind = message.metadata.message_type.split(".")[0]
+        if kind == MessageType.EVALUATE:
+            raise WithheldError("evaluation on private data is not released")
+        if kind != MessageType.TRAIN:
+            return call_next(message, context)
+        return _Node(settings, message, context).answer(call_next)
+
+    return mod
+
+
+class _Node:
+    """Answers one message."""
+
+    def __init__(self, settings: Settings, message: Message, context: Context) -> None:
+        self.settings, self.message, self.context = settings, message, context
+        self.request = Request.of(message.content)
+        self.run = str(context.run_id)
+        self.keyring: Keyring = keyring_of(context, settings.job)
+        self.state = RoundState(context, self.keyring.folder)
+        session = settings.session(self.run, self.request)
+        self.client = Client(session, self.keyring.identity, self.keyring.roster)
+
+    def answer(self, call_next: ClientAppCallable) -> Message:
+        """Return the reply: a frame. The state is never there twice."""
+        client, body = self.client, self.request.body
+        if self.request.stage == KEYS:
+            reply = self._frame("", client.keys())
+        else:
+            client.restore(self.state.take())
+            if self.request.stage == MASK:
+                reply = self._masked(call_next)
+            else:
+                stage = {
+                    "shares": client.shares,
+                    "consent": client.consent,
+                    "unmask": client.unmask,
+                }
+                answer = stage[self.request.stage](body)
+                reply = self._frame(client.cohort.tag.hex(), answer)
+        if not client.done:
+            self.state.put(client.state())
+        return Message(with_frame(reply), reply_to=self.message)
+
+    def _frame(self, cohort: str, body: bytes, **about: object) -> bytes:
+        header = self.settings.header(self.run, self.request, cohort, **about)
+        return seal(self.keyring.identity, header, body)
+
+    def _masked(self, call_next: ClientAppCallable) -> bytes:
+        """Train, and return the masked update and numbers."""
+        self.client.open(self.request.body)
+        cohort = self.client.cohort
+        arrays = records_of(self.message.content, ArrayRecord)
+        if len(arrays) != 1 or hash_of_model(arrays[0]) != self.request.model:
+            raise ProtocolError("model", "not the model that keys were advertised for")
+        journal = Journal(self.context, SCHEME, self.keyring.folder)
+        journal.join(self.request.model, cohort.members.hex())
+        content = RecordDict(
+            {k: v for k, v in self.message.content.items() if k != SECURE}
+        )
+        plain = with_content(self.message, content)
+        reply = withheld(plain, self.context, call_next)
+        if not reply.has_content():
+            raise WithheldError("training failed; the reason stays on the node")
+        update = update_of(reply.content, arrays[0])
+        metrics, examples = numbers_of(reply.content)
+        about = {"values": len(update), "metrics": sorted(metrics)}
+        values = self._integers(about, update, examples, metrics)
+        self.client.mask(values)
+        return self._frame(cohort.tag.hex(), values.tobytes(), **about)
+
+    def _integers(
+        self,
+        about: Mapping[str, object],
+        update: Float32,
+        examples: int,
+        metrics: Mapping[str, float],
+    ) -> np.ndarray[tuple[int], np.dtype[np.unsignedinteger]]:
+        """Return what is masked: the quantised update and the counters, shape (n,)."""
+        name, job = self.keyring.identity.member.name, self.settings.job
+        rng = derive(job.run.seed, "rounding", name, self.request.round)
+        label = label_of(self.client.session)
+        try:
+            slots = self.settings.slots(about)
+            vector = slots.fill(update, examples, metrics, label, rng)
+        except (ValueError, ProtocolError):  # not a number, or unusual metrics
+            raise WithheldError("the update cannot be encoded") from None
+        return vector.astype(self.settings.word, copy=False)

@@ -1,0 +1,168 @@
+"""How the stages of a secure aggregation travel as Flower messages.
+
+Message format
+--------------
+Every stage is a train message with a ConfigRecord ``"secure"``, so that any ClientApp
+with a train function takes part:
+
+``stage``   str, one of :data:`.secagg.STAGES`
+``round``   int
+``model``   str, hash of the global model (:func:`.wire.hash_of_model`)
+``body``    bytes, what :class:`.secagg_server.Server` says; missing in ``keys``
+
+Only the stage ``mask`` also carries the model and reaches the app. Replies are frames
+(:mod:`.wire`) with the stage's body; that of ``mask`` is the masked vector of
+:mod:`.slots`, little-endian words of 16, 32 or 64 bits, and its header says how long
+the update is and which metrics follow it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, RecordDict
+
+from truststram.errors import ProtocolError
+from truststram.job import Job
+
+from .masks import word
+from .quantise import Quantiser
+from .secagg import STAGES, Session
+from .slots import Slots
+from .wire import SECURE, Header, digest
+
+__all__ = ["KEYS", "MASK", "SCHEME", "Request", "Settings"]
+
+SCHEME = "secagg"
+KEYS, MASK = "keys", "mask"
+MODEL_HASH = 64  # hexadecimal digits
+# A vector word as wide as a float32: uploads are no larger than without masks.
+WIDTH, MOST_BITS = 32, 31
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all clients of a job's sums have in common.
+
+    Parameters
+    ----------
+    job : Job
+    """
+
+    job: Job
+
+    @cached_property
+    def quantiser(self) -> Quantiser:
+        """As many bits a value as sums of ``secure.max-cohort`` clients leave."""
+        most = self.job.secure.max_cohort
+        bits = min(WIDTH - (most - 1).bit_length(), MOST_BITS)
+        return Quantiser(self.job.secure.clip, bits, most)
+
+    @property
+    def word(self) -> np.dtype[Any]:
+        """Type of the masked values."""
+        return word(self.quantiser.width)
+
+    @cached_property
+    def hash(self) -> str:
+        """Hash of everything a frame depends on."""
+        keys = self.job.secure
+        about = [SCHEME, keys.threat, keys.min_cohort, self.quantiser]
+        return digest(repr(about).encode())
+
+    def session(self, run: str, request: Request) -> Session:
+        """Return the sum that a request is about."""
+        keys = self.job.secure
+        model = bytes.fromhex(request.model)
+        return Session(run, request.round, model, keys.threat, keys.min_cohort)
+
+    def header(self, run: str, request: Request, cohort: str, **about: Any) -> Header:
+        """Return the header of a frame of this job."""
+        return Header(
+            scheme=SCHEME,
+            job=run,
+            round=request.round,
+            stage=request.stage,
+            node="",
+            cohort=cohort,
+            model=request.model,
+            key="",
+            parameters=self.hash,
+            about=about,
+        )
+
+    def slots(self, about: Any) -> Slots:
+        """Return the places of a vector that a signed header describes.
+
+        Raises
+        ------
+        ProtocolError
+            ``header``, for a description that makes no sense.
+        """
+        try:
+            values, names = about["values"], about["metrics"]
+            if type(values) is not int or not 0 <= values < 2**31:
+                raise ValueError
+            if not all(isinstance(name, str) for name in names):
+                raise ValueError
+            return Slots(self.quantiser, values, tuple(names))
+        except (KeyError, TypeError, ValueError):
+            raise ProtocolError("header", "no description of an update") from None
+
+
+def label_of(session: Session) -> str:
+    """Return what fixes the weights of the checksum of a round."""
+    return session.tag.hex()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a node is asked for; see the module's docstring."""
+
+    stage: str
+    round: int
+    model: str
+    body: bytes = b""
+
+    def at(self, stage: str, body: bytes = b"") -> Request:
+        """Return the request of another stage of the same round."""
+        return replace(self, stage=stage, body=body)
+
+    def record(self) -> ConfigRecord:
+        """Return the record that carries this request."""
+        record = ConfigRecord(
+            {"stage": self.stage, "round": self.round, "model": self.model}
+        )
+        if self.body:  # Flower 1.41 cannot measure an empty value
+            record["body"] = self.body
+        return record
+
+    @classmethod
+    def of(cls, content: RecordDict) -> Request:
+        """Return the request in a message.
+
+        Raises
+        ------
+        ProtocolError
+            ``request``, for a message without one or with a malformed one.
+        """
+        record = content.get(SECURE)
+        if not isinstance(record, ConfigRecord):
+            raise ProtocolError("request", "the server asks for no secure sum")
+        stage, number = record.get("stage"), record.get("round")
+        model, body = record.get("model"), record.get("body", b"")
+        if stage not in STAGES or type(number) is not int or number < 0:
+            raise ProtocolError("request", "a malformed request")
+        if not isinstance(body, bytes) or not _is_hash(model):
+            raise ProtocolError("request", "a malformed request")
+        return cls(str(stage), number, str(model), body)
+
+
+def _is_hash(text: object) -> bool:
+    """Return whether ``text`` is a SHA-256 as :func:`.wire.digest` writes it."""
+    if not isinstance(text, str) or len(text) != MODEL_HASH:
+        return False
+    return not set(text) - set("0123456789abcdef")
