@@ -201,9 +201,9 @@ class SecureKeys:
     scheme: str = _key(
         "none",
         "how sums are hidden: homomorphic encryption with exact integers (bfv, the "
-        "smallest) or approximate numbers that are rounded to integers (ckks)",
-        *("none", "ckks", "bfv"),
-        planned="secagg",
+        "smallest) or approximate numbers that are rounded to integers (ckks); or "
+        "masks that cancel, which need no key and bear dropouts (secagg)",
+        *("none", "ckks", "bfv", "secagg"),
     )
     key_holder: str = _key(
         "clients",
@@ -239,7 +239,8 @@ class SecureKeys:
     threat: str = _key(
         "semi-honest",
         "server assumed; malicious (decryptor): the decryptor gets all signed frames "
-        "and adds them itself",
+        "and adds them itself; malicious (secagg): bears dropouts of less than a third "
+        "of the nodes, semi-honest: of half",
         *("semi-honest", "malicious"),
     )
     layers: str = _key(
