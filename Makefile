@@ -8,7 +8,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all bench lint format clean
+.PHONY: help setup run tff test test-all bench lint format clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,11 @@ setup: $(VENV)/.ready  ## prepare .venv
 
 run: setup  ## run the main job: a real Flower simulation with 10 SuperNodes on digits
 	$(BIN)/truststram run --engine flower --nodes 10
+
+tff: setup  ## prepare what runs compiled TensorFlow Federated plans, and their compiler
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[tff]'
+	# In uv's cache, where `truststram tff compile` finds it.
+	$(BIN)/uv sync --quiet --script tff_bridge/compile_plan.py
 
 test: setup lint  ## tests, lint, types and import contracts (<= 8 minutes)
 	$(BIN)/python -m pytest

@@ -43,6 +43,11 @@ def _binary(name: str) -> Any:
     return run_it
 
 
+def _reversed_sub(run: Any, x: Any, other: Any, alpha: Any = 1) -> Any:
+    x, other = _like(run, x, other)
+    return other - x * run.tf.cast(alpha, x.dtype)
+
+
 def _unary(path: str) -> Any:
     def run_it(run: Any, x: Any) -> Any:
         function = run.tf
@@ -78,6 +83,10 @@ def _elu(run: Any, x: Any, alpha: float, scale: float, input_scale: float) -> An
 def _clamp(run: Any, x: Any, min: Any = None, max: Any = None) -> Any:
     x = x if min is None else run.tf.maximum(x, run.tf.cast(min, x.dtype))
     return x if max is None else run.tf.minimum(x, run.tf.cast(max, x.dtype))
+
+
+def _hardtanh(run: Any, x: Any, min_val: float, max_val: float) -> Any:
+    return run.tf.clip_by_value(x, min_val, max_val)
 
 
 def _pow(run: Any, x: Any, exponent: Any) -> Any:
@@ -135,14 +144,19 @@ OPERATORS: Operators = {
     **{
         f"aten.{torch}{inplace}.default": _unary(path)
         for torch, path in (
-            *(("relu", "nn.relu"), ("sigmoid", "sigmoid"), ("tanh", "tanh")),
+            *(("relu", "nn.relu"), ("relu6", "nn.relu6"), ("tanh", "tanh")),
+            ("sigmoid", "sigmoid"),
             *(("exp", "exp"), ("log", "math.log"), ("sqrt", "sqrt")),
             *(("rsqrt", "math.rsqrt"), ("neg", "negative"), ("abs", "abs")),
             *(("erf", "math.erf"), ("sin", "sin"), ("cos", "cos")),
         )
         for inplace in ("", "_")
     },
+    "aten.rsub.Scalar": _reversed_sub,
+    "aten.rsub.Tensor": _reversed_sub,
     "aten.gelu.default": _gelu,
+    "aten.hardtanh.default": _hardtanh,
+    "aten.hardtanh_.default": _hardtanh,
     "aten.silu.default": _silu,
     "aten.silu_.default": _silu,
     "aten.leaky_relu.default": _leaky_relu,

@@ -51,17 +51,34 @@ def _conv2d(
     nhwc = tf.transpose(x, [0, 2, 3, 1])
     if any((*low, *high)):
         nhwc = tf.pad(nhwc, [[0, 0], [low[0], high[0]], [low[1], high[1]], [0, 0]])
-    hwio = tf.transpose(weight, [2, 3, 1, 0])
+    hwio = _dilated(run, tf.transpose(weight, [2, 3, 1, 0]), dilate)
     parts = zip(
         tf.split(nhwc, groups, axis=3), tf.split(hwio, groups, axis=3), strict=True
     )
     # One convolution a group: TensorFlow's grouped kernel has no CPU gradient.
     done = [
-        tf.nn.conv2d(part, k, strides=pair(stride), padding="VALID", dilations=dilate)
+        tf.nn.conv2d(part, k, strides=pair(stride), padding="VALID")
         for part, k in parts
     ]
     out = tf.transpose(tf.concat(done, axis=3), [0, 3, 1, 2])
     return out if bias is None else out + tf.reshape(bias, [1, out_channels, 1, 1])
+
+
+def _dilated(run: Any, hwio: Any, dilation: tuple[int, int]) -> Any:
+    """Return a kernel with zeros between its values.
+
+    TensorFlow's dilated convolution has no gradient on CPUs.
+    """
+    tf, (high, wide) = run.tf, dilation
+    if dilation == (1, 1):
+        return hwio
+    h, w, i, o = static(hwio)
+    if h is None or w is None:
+        raise UnsupportedOperator("kernels of varying size")
+    zeros = [[0, 0], [0, high - 1], [0, 0], [0, wide - 1], [0, 0], [0, 0]]
+    spread = tf.pad(tf.reshape(hwio, [h, 1, w, 1, i, o]), zeros)
+    spread = tf.reshape(spread, [h * high, w * wide, i, o])
+    return spread[: (h - 1) * high + 1, : (w - 1) * wide + 1]
 
 
 def _named_padding(
