@@ -70,7 +70,10 @@ def expected_bytes(k: int, d: int) -> float:
 
 
 def deviation_bits(k: int, d: int) -> float:
-    """Return the standard deviation of the bits of k random coordinates of d."""
+    """Return the standard deviation of the bits of k independent gaps.
+
+    Those of k random coordinates of d, which add up to about d, spread less.
+    """
     if k == 0:
         return 0.0
     stay = (1 - k / d) ** (1 << best_shift(k, d))

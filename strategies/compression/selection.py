@@ -53,6 +53,7 @@ def largest(x: Float32, k: int) -> Indices:
     A sample gives a threshold that a few more than k magnitudes reach; among these a
     partition finds the k-th. If fewer than k reach it, all are partitioned.
     """
+    k = min(k, len(x))
     if k <= 0:
         return np.empty(0, np.int64)
     found = _reaching(x, _guess(x, k))
