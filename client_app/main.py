@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
@@ -14,11 +16,12 @@ from flwr.clientapp import ClientApp
 
 from truststram import __version__
 from truststram._flower import in_simulated_node
+from truststram._locate import app_module
 from truststram.errors import DataError
 from truststram.rng import derive_seed
 
 from .mods import stack_mod
-from .node import local_job, node_of, task_of, train_data
+from .node import is_simulated, local_job, node_of, task_of, train_data
 
 __all__ = ["app"]
 
@@ -27,8 +30,11 @@ app = ClientApp(mods=[stack_mod])
 
 @app.query()
 def hello(message: Message, context: Context) -> Message:
-    """Tell the server of a simulation which partition this node holds."""
-    node = node_of(context)
+    """Agree to a plan if one is offered; tell a simulation which partition this is."""
+    job, node = local_job(context), node_of(context)
+    if job.tff.plan:
+        offered = message.content["config"]
+        _tff().accept(offered, job, context, is_simulated(context))
     about = ConfigRecord({"name": node.name, "version": __version__})
     return Message(RecordDict({"hello": about}), reply_to=message)
 
@@ -47,10 +53,15 @@ def train(message: Message, context: Context) -> Message:
     data = train_data(context)
     if len(data) == 0:
         raise DataError(f"node {node.name} has no training examples")
+    seed = derive_seed(job.run.seed, "train", node.name, server_round)
+    if job.tff.plan and not _tff().uses_torch(context.node_config):
+        own = (data, job, seed, context, is_simulated(context))
+        return Message(_tff().train(message.content, *own), reply_to=message)
     model = task.model(job, seed=0)
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())  # type: ignore[union-attr]
-    seed = derive_seed(job.run.seed, "train", node.name, server_round)
     metrics = dict(task.train(model, data, job, seed))
+    if job.tff.mixed:  # silos with TensorFlow have other metrics
+        metrics = {}
     content = RecordDict(
         {
             "arrays": ArrayRecord(model.state_dict()),
@@ -58,6 +69,11 @@ def train(message: Message, context: Context) -> Message:
         }
     )
     return Message(content, reply_to=message)
+
+
+def _tff() -> Any:
+    """Return the silo's half of the bridge to TensorFlow Federated."""
+    return app_module("tff_bridge.client")
 
 
 @app.evaluate()

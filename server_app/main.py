@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
@@ -11,6 +12,7 @@ from flwr.serverapp.strategy import Strategy
 
 from truststram import __version__
 from truststram._flower import is_simulation
+from truststram._locate import app_module
 from truststram.engine import LocalGrid
 from truststram.errors import CheckpointError, RunError, TrustStramError
 from truststram.events import EventLog
@@ -27,6 +29,9 @@ from .checkpoint import RoundRecord
 from .folder import RunFolder
 from .nodes import NamedGrid
 from .rounds import Evaluate, RoundLoop
+
+if TYPE_CHECKING:
+    from tff_bridge.server import PlanRun
 
 __all__ = ["app", "serve"]
 
@@ -50,23 +55,36 @@ def serve(job: Job, grid: Grid) -> None:
     TrustStramError
         Whatever stopped the run; the reason is also its last event.
     """
-    refuse_outside_simulation(
-        job.adversary.kind, is_simulation(grid) or isinstance(grid, LocalGrid)
-    )
-    strategy = stack.build(job)
+    refuse_outside_simulation(job.adversary.kind, _is_one_machine(grid))
+    stack.check(job)
     task = load_task(job.task.name)
+    plan = _plan(job, task)
+    strategy = stack.build(job, plan.strategy if plan else None)
     folder = RunFolder(job)
     try:
         damaged: list[str] = []
-        record = _start(job, task, folder, damaged)
+        record = _start(job, task, folder, damaged, plan)
         if record.layers:
             state.restore(strategy, record.layers)
         log = EventLog(folder.events)
         for name in damaged:
             log.append("record-damaged", file=name)
-        _run(job, task, strategy, grid, folder, log, record)
+        _run(job, task, strategy, grid, folder, log, record, plan)
     finally:
         folder.close()
+
+
+def _is_one_machine(grid: Grid) -> bool:
+    """Return whether the nodes are simulated, so that all of it is one machine."""
+    return is_simulation(grid) or isinstance(grid, LocalGrid)
+
+
+def _plan(job: Job, task: Task) -> PlanRun | None:
+    """Return the run of the job's TFF plan, if it has one."""
+    if not job.tff.plan:
+        return None
+    loaded: PlanRun = app_module("tff_bridge.server").load(job, task)
+    return loaded
 
 
 def _run(
@@ -77,6 +95,7 @@ def _run(
     folder: RunFolder,
     log: EventLog,
     record: RoundRecord,
+    plan: PlanRun | None,
 ) -> None:
     """Run the rounds after ``record``; however they end, the log and report say it."""
     start = time.monotonic()
@@ -87,7 +106,11 @@ def _run(
             job.round.min_nodes,
             job.round.join_timeout,
             refuse=lambda node, why: log.append("node-refused", node=node, reason=why),
+            offer=plan.offer if plan else None,
         )
+        if plan:
+            pinned = "nobody: simulation" if _is_one_machine(grid) else "each node"
+            log.append("tff-plan", **plan.about, pinned=pinned)
         _announce(job, folder, log, record, len(named.wait()))
         evaluate = _evaluator(job, task)
         loop = RoundLoop(job, strategy, named, folder, log, evaluate)
@@ -112,7 +135,13 @@ def _run(
         curves(result)
 
 
-def _start(job: Job, task: Task, folder: RunFolder, damaged: list[str]) -> RoundRecord:
+def _start(
+    job: Job,
+    task: Task,
+    folder: RunFolder,
+    damaged: list[str],
+    plan: PlanRun | None,
+) -> RoundRecord:
     """Return the record to start from: the last durable one, or the initial model."""
     if job.run.resume:
         record = checkpoint.latest(folder.rounds, damaged.append)
@@ -123,8 +152,12 @@ def _start(job: Job, task: Task, folder: RunFolder, damaged: list[str]) -> Round
             )
         _check_same(job, record.job)
         return record
-    model = task.model(job, seed=derive_seed(job.run.seed, "model"))
-    record = RoundRecord(0, ArrayRecord(model.state_dict()), job.config())
+    if plan:
+        arrays = plan.strategy.initial()
+    else:
+        model = task.model(job, seed=derive_seed(job.run.seed, "model"))
+        arrays = ArrayRecord(model.state_dict())
+    record = RoundRecord(0, arrays, job.config())
     checkpoint.write(folder.rounds, record)
     return record
 

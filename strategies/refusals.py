@@ -19,6 +19,7 @@ from .refusal import Refusal
 from .robust.make import OF_CLIENTS, make_rule
 from .robust.rule import AUTO, Rule
 from .secure.refusals import SECURE
+from .tff import TFF
 
 __all__ = ["REFUSALS", "Refusal", "check", "rule_of", "watched"]
 
@@ -104,6 +105,7 @@ REFUSALS: tuple[Refusal, ...] = (
     *PRIVACY,
     *COMPRESSION,
     *SECURE,
+    *TFF,
 )
 
 

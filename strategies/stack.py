@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.clientapp.typing import Mod
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedYogi, Strategy
@@ -31,7 +32,16 @@ from .server_sgd import ServerSGD
 from .tail_average import TailAverage
 from .update import delta_mod
 
-__all__ = ["LAYERS", "REFUSALS", "Layer", "build", "check", "mods", "walk"]
+__all__ = [
+    "LAYERS",
+    "REFUSALS",
+    "Layer",
+    "build",
+    "check",
+    "mods",
+    "sampling",
+    "walk",
+]
 
 
 @dataclass(frozen=True)
@@ -140,10 +150,17 @@ LAYERS: tuple[Layer, ...] = (
 USUAL_LR = {"sgd": 1.0, "adam": 0.03, "yogi": 0.03, "adagrad": 0.03}
 
 
-def build(job: Job) -> Strategy:
-    """Return the server's strategy: all enabled layers around the server optimizer."""
+def build(job: Job, innermost: Strategy | None = None) -> Strategy:
+    """Return the server's strategy: all enabled layers around the server optimizer.
+
+    Parameters
+    ----------
+    job : Job
+    innermost : Strategy, optional
+        In the place of the job's server optimizer; it samples as :func:`sampling` says.
+    """
     check(job)
-    strategy = _optimizer(job)
+    strategy = innermost or _optimizer(job)
     for layer in reversed(LAYERS):
         if layer.wrap and layer.enabled(job):
             strategy = layer.wrap(job, strategy)
@@ -155,11 +172,9 @@ def mods(job: Job) -> list[Mod]:
     return [layer.mod(job) for layer in LAYERS if layer.mod and layer.enabled(job)]
 
 
-def _optimizer(job: Job) -> Strategy:
-    """Return the innermost strategy, which also samples the nodes."""
-    name = job.server.optimizer
-    lr = job.server.lr or USUAL_LR[name]
-    sampling = {
+def sampling(job: Job) -> dict[str, Any]:
+    """Return how the innermost strategy samples nodes: options of Flower's FedAvg."""
+    return {
         # Under central privacy the cohort is drawn, and kept secret, by that layer.
         "fraction_train": 1.0 if job.privacy.central else job.round.fraction,
         # Whether clients are asked at all is the round loop's decision.
@@ -168,10 +183,16 @@ def _optimizer(job: Job) -> Strategy:
         "min_evaluate_nodes": 1,
         "min_available_nodes": job.round.min_nodes,
     }
+
+
+def _optimizer(job: Job) -> Strategy:
+    """Return the innermost strategy, which also samples the nodes."""
+    name = job.server.optimizer
+    lr = job.server.lr or USUAL_LR[name]
     if name == "sgd":
         # The usual rate under central privacy depends on the noise: that layer sets it.
         usual = 0.9 if job.privacy.central and job.server.lr == 0 else 0.0
         momentum = job.server.momentum or usual
-        return ServerSGD(lr=lr, momentum=momentum, **sampling)
+        return ServerSGD(lr=lr, momentum=momentum, **sampling(job))
     adaptive = {"adam": FedAdam, "yogi": FedYogi, "adagrad": FedAdagrad}[name]
-    return adaptive(eta=lr, **sampling)  # type: ignore[no-any-return]  # a table of types
+    return adaptive(eta=lr, **sampling(job))  # type: ignore[no-any-return]  # a table of types

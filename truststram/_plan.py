@@ -40,8 +40,9 @@ def full_job(given: Job | Mapping[str, Value] | None, folder: Path | str | None)
     runs = Path(str(folder or changes.get("run.dir") or RUNS)).absolute()
     changes["run.dir"] = str(runs)
     # The run's processes have other working directories.
-    if isinstance(path := changes.get("data.path"), str) and path:
-        changes["data.path"] = str(Path(path).absolute())
+    for name in ("data.path", "tff.plan"):
+        if isinstance(path := changes.get(name), str) and path:
+            changes[name] = str(Path(path).absolute())
     if old := changes.get("run.resume"):
         changes = _stored(runs, str(old), changes) | changes | {"run.id": old}
     return Job.of(changes)

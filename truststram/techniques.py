@@ -39,7 +39,10 @@ if TYPE_CHECKING:
     from strategies.robust.layer import WFAgg as WFAgg
     from strategies.server_sgd import ServerSGD as ServerSGD
     from strategies.tail_average import TailAverage as TailAverage
+    from strategies.update import Model as Model
     from strategies.update import delta_mod as delta_mod
+    from strategies.update import read_delta as read_delta
+    from strategies.update import with_delta as with_delta
 
 _HOMES = {
     "Adversary": "adversary.layer",
@@ -48,6 +51,7 @@ _HOMES = {
     "Guard": "guard.layer",
     "Ledger": "accounting.ledger",
     "LedgerAccountant": "accounting.flower",
+    "Model": "update",
     "Plan": "mechanisms.plan",
     "Release": "accounting.events",
     "Robust": "robust.layer",
@@ -62,7 +66,9 @@ _HOMES = {
     "delta_mod": "update",
     "poisoned": "adversary.mod",
     "private_mod": "mechanisms.mod",
+    "read_delta": "update",
     "refuse_outside_simulation": "adversary.who",
+    "with_delta": "update",
 }
 
 __all__ = [
@@ -72,6 +78,7 @@ __all__ = [
     "Guard",
     "Ledger",
     "LedgerAccountant",
+    "Model",
     "Plan",
     "Release",
     "Robust",
@@ -86,7 +93,9 @@ __all__ = [
     "delta_mod",
     "poisoned",
     "private_mod",
+    "read_delta",
     "refuse_outside_simulation",
+    "with_delta",
 ]
 
 

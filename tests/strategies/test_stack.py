@@ -14,6 +14,7 @@ from strategies.robust.layer import Robust
 from strategies.robust.make import RULES
 from strategies.server_sgd import ServerSGD
 from strategies.update import delta_mod
+from tests.strategies import refused_tff as tff
 from tests.strategies.compression import refused as compression
 from tests.strategies.secure import refused as secure
 from truststram.errors import ConfigError
@@ -153,6 +154,7 @@ EVALUATED = {
 REFUSED = {
     **compression.REFUSED,
     **secure.REFUSED,
+    **tff.REFUSED,
     "anomaly settings with": {"anomaly.quarantine": 3},
     "server.momentum with": {"server.optimizer": "adam", "server.momentum": 0.9},
     "natural-id without": {"data.partitioner": "natural-id"},

@@ -1,0 +1,216 @@
+"""What a job can have with TensorFlow Federated, what only without, and why.
+
+One table for people (``truststram tff capabilities``), for the refusals of a run, and
+for whoever chooses between torch and TFF for a job: :func:`reasons_against`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truststram.errors import ConfigError, ProtocolError
+from truststram.job import Job
+
+from .plan import Plan, read_plan
+from .torch_silo import SHARED
+from .training import Training
+
+__all__ = [
+    "CAPABILITIES",
+    "Capability",
+    "check",
+    "described",
+    "read_for",
+    "reasons_against",
+]
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One thing that a job may ask for.
+
+    Attributes
+    ----------
+    kind : {"algorithm", "aggregator", "layer", "task"}
+    name : str
+        As in the job.
+    runs : bool
+        Whether a plan with it runs over Flower.
+    how : str
+        What executes it; or why it does not run, and what to choose instead.
+    """
+
+    kind: str
+    name: str
+    runs: bool
+    how: str
+
+
+CAPABILITIES: tuple[Capability, ...] = (
+    Capability("algorithm", "fed-avg", True, "TFF's local SGD and server step"),
+    Capability("algorithm", "fed-prox", True, "the same with TFF's proximal term"),
+    Capability("algorithm", "fed-sgd", True, "one gradient of all local data"),
+    Capability(
+        "algorithm",
+        "mime-lite",
+        False,
+        "compiles; its silos send gradients beside the update, which no layer knows: "
+        "fed-avg with a server momentum",
+    ),
+    Capability("aggregator", "mean", True, "our weighted mean gives TFF's sums"),
+    Capability(
+        "aggregator",
+        "robust",
+        True,
+        "TFF's zeroing and clipping in the silo; with robust.rule = mean and without "
+        "privacy, because its counts are taken as silos send them",
+    ),
+    Capability(
+        "aggregator",
+        "compression",
+        False,
+        "no layer could read the updates: aggregator mean and compression.codec",
+    ),
+    Capability(
+        "aggregator",
+        "secure",
+        False,
+        "its integers need an exact sum of their own: aggregator mean, secure.scheme",
+    ),
+    Capability(
+        "aggregator",
+        "dp",
+        False,
+        "its noise is floating point and in no ledger: aggregator mean and "
+        "privacy.mechanism",
+    ),
+    Capability("layer", "robust", True, "rules see each silo's update over its weight"),
+    Capability("layer", "anomaly", True, "as in every run"),
+    Capability(
+        "layer", "privacy (client)", True, "clip and noise on the update; equal weights"
+    ),
+    Capability(
+        "layer",
+        "privacy (example)",
+        False,
+        "gradients of single examples are inside the plan: a job without tff.plan",
+    ),
+    Capability("layer", "compression", True, "codecs on the update"),
+    Capability("layer", "secure", True, "our secure sums of the update"),
+    Capability(
+        "task", "classifier of a torch module", True, "torch.export, cross-entropy"
+    ),
+    Capability(
+        "task",
+        "other losses, other optimizers than SGD in silos",
+        False,
+        "a task of its own with train(), without tff.plan",
+    ),
+)
+
+
+def reasons_against(job: Job) -> list[str]:
+    """Return why a job cannot be one of TensorFlow Federated; empty if it can.
+
+    For the choice of a framework before anything is compiled. The model's operators are
+    known only after tracing (``truststram tff compile`` names those that are missing).
+    """
+    reasons = []
+    if job.privacy.on and job.privacy.unit == "example":
+        reasons.append(_row("layer", "privacy (example)"))
+    return reasons
+
+
+def _row(kind: str, name: str) -> str:
+    [row] = (c for c in CAPABILITIES if (c.kind, c.name) == (kind, name))
+    return f"{row.name}: {row.how}"
+
+
+def read_for(job: Job) -> Plan:
+    """Return the plan that ``job.tff.plan`` names.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read.
+    """
+    try:
+        return read_plan(Path(job.tff.plan))
+    except OSError as error:
+        raise ConfigError(f"tff.plan = {job.tff.plan}: {error.strerror}.") from error
+    except ProtocolError as error:
+        raise ConfigError(f"tff.plan = {job.tff.plan}: {error}.") from error
+
+
+# (whether it applies, what, why, instead), for a plan whose aggregator counts.
+_COUNTING: tuple[tuple[Callable[[Job], bool], str], ...] = (
+    (
+        lambda job: job.robust.rule != "mean",
+        "robust.rule: the plan's own clip follows counts that a liar sends; no rule "
+        "looks at them. Compile the plan with aggregator mean",
+    ),
+    (
+        lambda job: job.privacy.on,
+        "privacy.mechanism: the counts that the plan's clip follows are not noised. "
+        "Compile the plan with aggregator mean",
+    ),
+    (
+        lambda job: job.secure.on,
+        "secure.scheme: the counts that the plan's clip follows would travel in clear. "
+        "Compile the plan with aggregator mean",
+    ),
+    (
+        lambda job: job.tff.mixed,
+        "tff.mixed: torch silos do not count what the plan's clip follows. Compile the "
+        "plan with aggregator mean",
+    ),
+)
+
+
+def check(plan: Plan, job: Job) -> Training:
+    """Return the training of ``plan`` if ``job`` can run it.
+
+    Raises
+    ------
+    ConfigError
+        One line for each reason why not.
+    """
+    training = Training.of(plan)
+    problems = []
+    if training.counts:
+        problems += [line for applies, line in _COUNTING if applies(job)]
+    if (task := str(plan.job["task.name"])) != job.task.name:
+        problems.append(
+            f"task.name = {job.task.name}: the plan was compiled for {task}. Set "
+            f"task.name = {task}"
+        )
+    config, usual = job.config(), Job().config()
+    for key in SHARED:
+        # A default was not asked for, so the plan's value simply counts.
+        asked = job.tff.mixed or config[key] != usual[key]
+        if asked and config[key] != plan.job[key]:
+            problems.append(
+                f"{key} = {config[key]}: the plan was compiled with {plan.job[key]}"
+            )
+    if problems:
+        raise ConfigError("\n".join(f"tff.plan with {line}." for line in problems))
+    return training
+
+
+def described(plan: Plan, job: Job) -> dict[str, Any]:
+    """Return what the event ``tff-plan`` tells of a plan."""
+    spec = plan.job
+    equal = job.privacy.on or job.robust.rule != "mean"
+    uniform = spec["tff.weighting"] == "uniform"
+    return {
+        "plan": plan.sha256,
+        "algorithm": spec["tff.algorithm"],
+        "aggregator": spec["tff.aggregator"],
+        "server": f"{spec['server.optimizer']}, lr {spec['server.lr']:g}",
+        "bytes": len(plan.to_bytes()),
+        "built-with": plan.built_with,
+        "weights": "equal" if equal or uniform else "examples",
+    }

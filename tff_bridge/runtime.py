@@ -1,0 +1,268 @@
+"""Executes a plan's pieces with plain TensorFlow; nothing of TFF is needed here.
+
+TensorFlow is imported when the first piece is made: 5 to 20 seconds, and about 700 MB
+of memory for the process. It is told to use one thread before it starts, because a
+machine may hold many simulated silos, and torch beside it.
+
+A plan is code. Every :class:`~tff_bridge.plan.Plan` has been through
+:func:`~tff_bridge.plan.read_plan`, which looks at each operator, those of library
+functions included, before TensorFlow sees a graph. What no list of operators bounds is
+how long a graph runs: :meth:`SiloRuntime.work` has a time limit.
+
+Errors of TensorFlow hold values of tensors, which may be private data: their text goes
+to this process's log and no further.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from logging import ERROR
+from typing import Any
+
+import numpy as np
+from flwr.common.logger import log
+from numpy.typing import NDArray
+
+from truststram.errors import ConfigError, RunError
+
+from .leaves import Leaves
+from .manifest import Piece, Program
+
+__all__ = ["CoordinatorRuntime", "PieceFunction", "SiloRuntime", "require_tensorflow"]
+
+THREADS = 1
+# Parts of a metric's place in TFF's structure that tell nothing.
+_NOT_TOLD = ("metrics", "client_work")
+
+_importing = threading.Lock()
+
+
+def require_tensorflow(who: str) -> None:
+    """Raise ConfigError if ``who`` could not execute a plan; imports nothing."""
+    if find_spec("tensorflow") is None:
+        raise ConfigError(
+            f"tff.plan: {who} has no TensorFlow, which executes the plan: "
+            "pip install 'truststram-fl[tff]'."
+        )
+
+
+def tensorflow() -> Any:
+    """Return TensorFlow, imported once, with one thread and a quiet log."""
+    with _importing:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        import tensorflow as tf
+
+        threads = tf.config.threading
+        if threads.get_intra_op_parallelism_threads() == 0:
+            try:
+                threads.set_intra_op_parallelism_threads(THREADS)
+                threads.set_inter_op_parallelism_threads(THREADS)
+            except RuntimeError:
+                pass  # this process used TensorFlow before: its threads are running
+        return tf
+
+
+class PieceFunction:
+    """One piece of a plan as a function on numpy arrays.
+
+    Parameters
+    ----------
+    piece : Piece
+    name : str
+        For error messages.
+
+    Notes
+    -----
+    The piece's initialisation runs before every call, as TFF does.
+    """
+
+    def __init__(self, piece: Piece, name: str) -> None:
+        self._name = name
+        tf = tensorflow()
+        graph = tf.compat.v1.GraphDef.FromString(piece.graph)
+        wrapped = tf.compat.v1.wrap_function(
+            lambda: tf.compat.v1.import_graph_def(graph, name=""), []
+        )
+        tensor = wrapped.graph.get_tensor_by_name
+        tokens = [tensor(piece.token)] if piece.token else []
+        self._tokens = [tf.constant("")] * len(tokens)
+        self._initialize: Callable[..., Any] | None = None
+        if piece.initialize:
+            operation = wrapped.graph.get_operation_by_name(piece.initialize)
+            self._initialize = wrapped.prune(tokens, [operation])
+        inputs = [tensor(leaf.tensor) for leaf in piece.inputs]
+        outputs = [tensor(leaf.tensor) for leaf in piece.outputs]
+        self._call = wrapped.prune(inputs + tokens, outputs)
+
+    def __call__(self, *arguments: Any, seconds: float | None = None) -> Leaves:
+        """Return the results for arrays (or a dataset's variant), in flat order.
+
+        Raises
+        ------
+        RunError
+            If TensorFlow cannot compute it, or not in ``seconds``.
+        """
+        tf = tensorflow()
+        given = [tf.constant(x) if isinstance(x, np.ndarray) else x for x in arguments]
+        try:
+            if self._initialize is not None:
+                self._initialize(*self._tokens)
+            results = _in_time(self._call, [*given, *self._tokens], seconds)
+            return [np.asarray(x.numpy()) for x in results]
+        except Exception as error:  # noqa: BLE001  # TensorFlow raises many kinds
+            kind = type(error).__name__
+            log(ERROR, "TensorFlow could not run %s: %s", self._name, error)
+        # Outside the handler, so that the error has no context to be printed.
+        if kind == "CancelledError":
+            raise RunError(f"tff.plan: {self._name} took more than {seconds:g} seconds")
+        raise RunError(
+            f"tff.plan: TensorFlow could not run {self._name} ({kind}); what it says "
+            "is in the log of this machine"
+        )
+
+
+def _in_time(
+    function: Any, arguments: Sequence[Any], seconds: float | None
+) -> Sequence[Any]:
+    """Call a concrete function, which is cancelled after ``seconds``."""
+    if seconds is None:
+        return function(*arguments)  # type: ignore[no-any-return]  # untyped
+    from tensorflow.python.eager.cancellation import CancellationManager
+
+    manager = CancellationManager()
+    timer = threading.Timer(seconds, manager.start_cancel)
+    timer.daemon = True
+    timer.start()
+    try:
+        return manager.get_cancelable_function(function)(*arguments)  # type: ignore[no-any-return]  # untyped
+    finally:
+        timer.cancel()
+
+
+class _Pieces:
+    """The pieces of a program, each made when it is first called."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._made: dict[str, PieceFunction] = {}
+        self._making = threading.Lock()
+
+    def __getitem__(self, name: str) -> PieceFunction:
+        with self._making:
+            if name not in self._made:
+                self._made[name] = PieceFunction(self.program.pieces[name], name)
+            return self._made[name]
+
+
+class SiloRuntime:
+    """Executes ``work`` on a silo's own data.
+
+    Parameters
+    ----------
+    program : Program
+        Of a checked plan.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._pieces = _Pieces(program)
+
+    def work(
+        self,
+        x: NDArray[np.generic],
+        y: NDArray[np.generic],
+        order: NDArray[np.int64],
+        batch_size: int,
+        prepared: Sequence[NDArray[np.generic]],
+        seconds: float | None = None,
+    ) -> Leaves:
+        """Return the leaves of ``work``.
+
+        Parameters
+        ----------
+        x, y : arrays of n examples and labels
+            Of the plan's dtypes.
+        order : int64 array of shape (epochs, n)
+            The order of the examples in each pass. The last batch of a pass holds what
+            is left; batches never span two passes.
+        batch_size : int
+        prepared : sequence of arrays
+            The leaves of ``prepare``.
+        seconds : float, optional
+            Time limit.
+
+        Raises
+        ------
+        RunError
+            As :class:`PieceFunction`.
+        """
+        data = self._dataset(x, y, order, np.int64(batch_size))
+        return self._pieces["work"](data, *prepared, seconds=seconds)
+
+    @cached_property
+    def _dataset(self) -> Any:
+        """Return a function from arrays to the data set that ``work`` takes."""
+        tf = tensorflow()
+
+        def batches(x: Any, y: Any, order: Any, size: Any) -> Any:
+            def one_pass(rows: Any) -> Any:
+                starts = tf.data.Dataset.range(0, tf.size(rows, tf.int64), size)
+                return starts.map(lambda start: batch(rows[start : start + size]))
+
+            def batch(rows: Any) -> Any:
+                return tf.gather(x, rows), tf.gather(y, rows)
+
+            data = tf.data.Dataset.from_tensor_slices(order).flat_map(one_pass)
+            return tf.data.experimental.to_variant(data)
+
+        return tf.function(batches, autograph=False, reduce_retracing=True)
+
+
+class CoordinatorRuntime:
+    """Executes the server's pieces: a :class:`tff_bridge.strategy.Coordinator`.
+
+    Parameters
+    ----------
+    program : Program
+        Of a checked plan.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._pieces = _Pieces(program)
+        self._metrics = [metric_name(leaf.path) for leaf in program.metrics]
+
+    def init(self) -> Leaves:
+        """Return the first state; the model's values are in the plan, not in it."""
+        return self._pieces["init"]()
+
+    def prepare(self, state: Leaves) -> Leaves:
+        """Return what the silos get."""
+        return self._pieces["prepare"](*state)
+
+    def report(self, sums: Leaves) -> Leaves:
+        """Return the report on the summed results of ``work``."""
+        return self._pieces["report"](*sums)
+
+    def update(self, state: Leaves, report: Leaves) -> tuple[Leaves, dict[str, float]]:
+        """Return the next state and the round's metrics (scalars)."""
+        found = self._pieces["update"](*state, *report)
+        rest = found[len(state) :]
+        metrics = {
+            name: float(value)
+            for name, value in zip(self._metrics, rest, strict=True)
+            if value.shape == () and value.dtype.kind in "iuf"
+        }
+        return found[: len(state)], metrics
+
+
+def metric_name(path: str) -> str:
+    """Return a metric's name from its place in TFF's structure.
+
+    >>> metric_name("metrics/client_work/train/loss")
+    'train-loss'
+    """
+    parts = [part for part in path.replace(".", "/").split("/") if part]
+    return "-".join(p.replace("_", "-") for p in parts if p not in _NOT_TOLD)

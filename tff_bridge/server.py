@@ -1,0 +1,71 @@
+"""What a server needs to run a plan: a strategy, an offer to nodes, an event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ConfigRecord
+
+from truststram.errors import ConfigError
+from truststram.job import Job
+from truststram.task import Task
+from truststram.techniques import stack
+
+from .capabilities import check, described, read_for
+from .client import offer
+from .plan import Plan
+from .runtime import CoordinatorRuntime, require_tensorflow
+from .strategy import TFFServer
+
+__all__ = ["PlanRun", "load"]
+
+
+@dataclass(frozen=True)
+class PlanRun:
+    """A plan, ready to be run.
+
+    Attributes
+    ----------
+    strategy : TFFServer
+        The innermost strategy.
+    offer : ConfigRecord
+        What every node must agree to before it takes part.
+    about : dict
+        The event ``tff-plan``.
+    """
+
+    strategy: TFFServer
+    offer: ConfigRecord
+    about: dict[str, Any]
+
+
+def load(job: Job, task: Task) -> PlanRun:
+    """Return the run of the plan ``job.tff.plan`` for the model of ``task``.
+
+    Raises
+    ------
+    ConfigError
+        If the plan cannot be read or run, does not fit the job or the task's model, or
+        TensorFlow is not installed here.
+    """
+    require_tensorflow("the server")
+    training = check(read_for(job), job)
+    plan = training.plan
+    _check_model(plan, task, job)
+    coordinator = CoordinatorRuntime(training.program)
+    strategy = TFFServer(training, coordinator, **stack.sampling(job))
+    return PlanRun(strategy, offer(plan), described(plan, job))
+
+
+def _check_model(plan: Plan, task: Task, job: Job) -> None:
+    """Refuse a plan of another model than the task's, which evaluates it."""
+    state = task.model(job, seed=0).state_dict()
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if found != plan.parameters:
+        differing = sorted(found.items() ^ plan.parameters.items())
+        names = ", ".join(dict.fromkeys(name for name, _ in differing))
+        raise ConfigError(
+            f"tff.plan: the plan's model is not that of task {job.task.name}; they "
+            f"differ in {names[:200]}. Compile the plan again from this task."
+        )

@@ -1,0 +1,148 @@
+"""The training program of a plan as a round of ours: which leaf is what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from truststram.errors import ConfigError
+
+from .leaves import WorkLayout, size
+from .manifest import Leaf, Program
+from .plan import Plan
+
+__all__ = ["Training", "obstacles"]
+
+# Counts that an aggregator of the plan keeps (of clipped updates and the like) are few
+# and small: they travel as metrics.
+MAX_SUM = 64
+
+
+@dataclass(frozen=True)
+class Training:
+    """A plan whose training can be a round of ours; make it with :meth:`of`.
+
+    Attributes
+    ----------
+    plan : Plan
+    """
+
+    plan: Plan
+
+    @classmethod
+    def of(cls, plan: Plan) -> Training:
+        """Return the training of ``plan``.
+
+        Raises
+        ------
+        ConfigError
+            One line for each reason why it is not a round of ours.
+        """
+        if reasons := obstacles(plan):
+            raise ConfigError("\n".join(f"tff.plan: {reason}" for reason in reasons))
+        return cls(plan)
+
+    @property
+    def program(self) -> Program:
+        """Its pieces."""
+        return self.plan.programs["train"]
+
+    @property
+    def prepared(self) -> tuple[Leaf, ...]:
+        """What ``prepare`` returns: the model's arrays, then anything else."""
+        return self.program.pieces["prepare"].outputs
+
+    @property
+    def element(self) -> tuple[Leaf, ...]:
+        """The components of a batch, x and y; their first size varies."""
+        return self.program.pieces["work"].inputs[0].elements
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the local data in a round."""
+        return int(self.plan.job["train.local-epochs"])
+
+    @property
+    def batch_size(self) -> int:
+        """Local batch size."""
+        return int(self.plan.job["train.batch-size"])
+
+    @cached_property
+    def layout(self) -> WorkLayout:
+        """What the leaves of ``work`` mean."""
+        sent = self.program.sent
+        update = _places(sent, "update")
+        weight = _places(sent, "weight")[-1]
+        used = {*update, weight}
+        uniform = self.plan.job["tff.weighting"] == "uniform"
+        return WorkLayout(
+            leaves=sent,
+            update=update,
+            weight=weight,
+            sums=tuple(i for i in range(len(sent)) if i not in used),
+            counted=1 if uniform else self.epochs,
+        )
+
+    @property
+    def counts(self) -> bool:
+        """Whether the plan's aggregator counts something over silos."""
+        return bool(_places(self.program.sent, "aggregator"))
+
+
+def obstacles(plan: Plan) -> list[str]:
+    """Return why the plan's training is not a round of ours; empty if it is one."""
+    if "train" not in plan.programs:
+        found = ", ".join(plan.programs)
+        return [f"the plan has no training, only {found}"]
+    if plan.privacy is not None:
+        return [
+            "the plan adds its own noise, which is floating point and not in our "
+            "ledger. Compile it without tff.aggregator = dp and set privacy.mechanism"
+        ]
+    program, reasons = plan.programs["train"], []
+    sent = program.sent
+    if any(leaf.slot != "accumulate" for leaf in sent):
+        return [
+            "the plan's integers need an exact secure sum, which secure.scheme does "
+            "not offer to plans. Compile it without tff.aggregator = secure; secure "
+            "sums of ours take the plan's update"
+        ]
+    if _places(sent, "encoded"):
+        return [
+            "the plan encodes updates by itself, so that no layer could read them. "
+            "Compile it without tff.aggregator = compression and set compression.codec"
+        ]
+    if _places(sent, "gradient"):
+        return ["mime-lite sends gradients beside the update, which no layer knows yet"]
+    if not program.additive:
+        reasons.append("the plan does not add up what silos send")
+    shapes = list(plan.parameters.values())
+    update = [sent[i] for i in _places(sent, "update")]
+    if _kinds(update) != _kinds_of(shapes) or not _places(sent, "weight"):
+        reasons.append("the plan's silos do not send an update of the model, weighted")
+    if any(size(x) > MAX_SUM for x in sent if x.role in ("metric", "aggregator")):
+        reasons.append(
+            f"the plan adds up more than {MAX_SUM} numbers beside the update"
+        )
+    prepared = program.pieces["prepare"].outputs
+    if _kinds(prepared[: len(shapes)]) != _kinds_of(shapes):
+        reasons.append("the plan does not send the model to the silos as it is")
+    inputs = program.pieces["work"].inputs
+    if program.data != 1 or len(inputs[0].elements) != 2:
+        reasons.append("the plan takes other data than batches of (x, y)")
+    others = [*program.state, *prepared, *sent]
+    if any(leaf.dtype == "string" or None in leaf.shape for leaf in others):
+        reasons.append("the plan exchanges texts or arrays without a fixed size")
+    return reasons
+
+
+def _places(sent: tuple[Leaf, ...], role: str) -> tuple[int, ...]:
+    return tuple(i for i, leaf in enumerate(sent) if leaf.role == role)
+
+
+def _kinds(leaves: list[Leaf] | tuple[Leaf, ...]) -> list[tuple[str, object]]:
+    return [leaf.kind for leaf in leaves]
+
+
+def _kinds_of(shapes: list[tuple[int, ...]]) -> list[tuple[str, object]]:
+    return [("float32", shape) for shape in shapes]
