@@ -18,6 +18,7 @@ from truststram.engine import LocalGrid
 from truststram.job import Job
 
 Gone = Mapping[str, Collection[int]]
+NOBODY: Gone = MappingProxyType({})
 STEPS = {node: 0.01 * (node + 1) for node in range(50)}
 
 
@@ -77,6 +78,11 @@ class Federation:
         self.sent.append((stage, node, frame))
         reply.content[SECURE][FRAME] = self.answer(stage, node, frame)
         return reply
+
+    @property
+    def frames(self) -> dict[tuple[str, int], bytes]:
+        """What was sent last, by stage and node."""
+        return {(stage, node): frame for stage, node, frame in self.sent}
 
     def begin(self):
         self.number += 1

@@ -112,11 +112,9 @@ def test_silence_is_over_at_the_deadline():
     push = f.grid.push_messages
 
     def losing(messages):
-        kept = [
-            m for m in messages if m.metadata.dst_node_id != f.grid.get_node_ids()[2]
-        ]
-        lost = [None] * (len(list(messages)) - len(kept))
-        return [*push(kept), *lost]
+        silent = f.grid.get_node_ids()[2]
+        kept = [m for m in messages if m.metadata.dst_node_id != silent]
+        return [*push(kept), *[None] * (len(messages) - len(kept))]
 
     f.grid.push_messages = losing
     found, _ = f.round()
@@ -195,7 +193,8 @@ def test_groups_have_a_sum_each():
     assert len(f.layer.inner.replies) == 2
     assert [e["clients"] for e in f.of("secure-sum")] == [4, 4]
     state = f.layer.state()
-    assert sorted(sum(state["groups"], [])) == sorted(map(str, f.grid.get_node_ids()))
+    members = {name for group in state["groups"] for name in group}
+    assert members == set(map(str, f.grid.get_node_ids()))
     again = SecAggSum(f.job, ServerSGD())
     again.load_state(state)
     assert again.state() == state
@@ -230,10 +229,8 @@ BAD = {
     "size ": lambda frame, f: frame + bytes(4),
     "body": lambda frame, f: flipped(frame, len(frame) - 1),
     # Of another node, and of another stage of its own.
-    "unknown-node": lambda frame, f: next(
-        x for s, n, x in f.sent if (s, n) == ("mask", 0)
-    ),
-    "stage": lambda frame, f: next(x for s, n, x in f.sent if (s, n) == ("shares", 2)),
+    "unknown-node": lambda frame, f: f.frames["mask", 0],
+    "stage": lambda frame, f: f.frames["shares", 2],
 }
 
 
@@ -264,7 +261,7 @@ def test_bad_answers_of_other_stages_are_dropouts(stage):
 def test_a_frame_of_an_earlier_round_is_dropped():
     f = federation()
     f.round()
-    old = {(stage, node): frame for stage, node, frame in f.sent}
+    old = f.frames
     f.arrays = model(0.6)
     f.answer = lambda stage, node, frame: old[stage, node] if node == 2 else frame
     found, _ = f.round()
