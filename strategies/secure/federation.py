@@ -102,7 +102,11 @@ class Federation:
         messages = [Message(content, n, "train", group_id=group) for n in unknown]
         deadline = self.job.round.deadline
         exchange = Exchange(self.grid, deadline, 1.0, order=lambda n: (n, ""))
-        expected = {"job": self.run, "round": server_round, "stage": HELLO}
+        expected: dict[str, str | int] = {
+            "job": self.run,
+            "round": server_round,
+            "stage": HELLO,
+        }
         for reply in exchange(messages, lambda *_: None).replies:
             try:
                 if reply.has_error():

@@ -9,13 +9,12 @@ carries integers and its result is rounded to them (:mod:`.parameters`).
 Encryption under the secret key ships a seed for one of the two polynomials of a
 ciphertext, which halves it.
 
-Message format of a body: for each ciphertext its length (uint32, big-endian) and SEAL's
-serialisation. Numbers and sizes are bounded before SEAL sees anything.
+Message format of a body: one ciphertext after another (:mod:`.seal_io`); their number
+and sizes follow from the parameters and the length of the vector.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -27,11 +26,9 @@ from truststram.errors import ConfigError, ProtocolError
 
 from .parameters import DEGREE, Parameters
 from .quantise import Quantiser
-from .seal_io import Memory, load_seal, seal_context
+from .seal_io import Form, Memory, form_of, load_seal, seal_context
 
 __all__ = ["Cipher"]
-
-LENGTH = struct.Struct(">I")
 
 
 class Cipher:
@@ -100,7 +97,7 @@ class Cipher:
         try:
             with Memory() as memory:
                 return memory.load(key, self._context, data)
-        except ProtocolError:
+        except ValueError:
             raise ConfigError("The key does not belong to these parameters.") from None
 
     def encrypt(self, q: NDArray[np.unsignedinteger]) -> bytes:
@@ -113,8 +110,7 @@ class Cipher:
                     self._encryptor.encrypt(plain, sealed)
                 else:  # keeps the seed; the other form of this call does not
                     sealed = self._encryptor.encrypt_symmetric(plain)
-                data = memory.saved(sealed)
-                parts += [LENGTH.pack(len(data)), data]
+                parts.append(self._fresh.shortened(memory.saved(sealed)))
         return b"".join(parts)
 
     def _encoded(self, q: NDArray[np.unsignedinteger]) -> Iterator[Any]:
@@ -150,12 +146,14 @@ class Cipher:
         evaluator = self._seal.Evaluator(self._context)
         parts = list[bytes]()
         with Memory() as memory:
-            for column in zip(*(self._split(b, n) for b in bodies), strict=True):
-                total = self._loaded(memory, column[0])
+            for column in zip(
+                *(self._split(b, n, self._fresh) for b in bodies), strict=True
+            ):
+                total = self._loaded(memory, column[0], self._fresh)
                 for data in column[1:]:
-                    evaluator.add_inplace(total, self._loaded(memory, data))
-                saved = memory.saved(total)
-                parts += [LENGTH.pack(len(saved)), saved]
+                    sealed = self._loaded(memory, data, self._fresh)
+                    evaluator.add_inplace(total, sealed)
+                parts.append(self._summed.shortened(memory.saved(total)))
         return b"".join(parts)
 
     def check(self, body: bytes | memoryview, n: int) -> None:
@@ -167,36 +165,30 @@ class Cipher:
             ``ciphertext``.
         """
         with Memory() as memory:
-            for data in self._split(body, n):
-                self._loaded(memory, data)
+            for data in self._split(body, n, self._fresh):
+                self._loaded(memory, data, self._fresh)
 
-    def _split(self, body: bytes | memoryview, n: int) -> list[memoryview]:
-        """Return the ciphertexts of a body, after checking number and sizes."""
-        view, found, at = memoryview(body), list[memoryview](), 0
-        expected = self.parameters.ciphertexts(n)
-        while at + LENGTH.size <= len(view) and len(found) < expected:
-            (length,) = LENGTH.unpack_from(view, at)
-            at += LENGTH.size
-            found.append(view[at : at + length])
-            at += length
-        # What is allocated for the values is a small multiple of what was received.
-        sizes_fit = all(DEGREE <= len(x) <= 16 * DEGREE + 1024 for x in found)
-        if len(found) != expected or at != len(view) or not sizes_fit:
-            raise ProtocolError("ciphertext", f"not {expected} whole ciphertexts")
-        return found
+    @property
+    def _fresh(self) -> Form:
+        """Of what nodes send."""
+        return form_of(self.parameters, not self.parameters.public)
 
-    def _loaded(self, memory: Memory, data: memoryview) -> Any:
-        loaded = memory.load(self._seal.Ciphertext(), self._context, data)
-        ckks = self.parameters.scheme == "ckks"
-        fits = (
-            loaded.size() == 2
-            and loaded.parms_id() == self._context.first_parms_id()
-            and loaded.is_ntt_form() == ckks
-            and (not ckks or loaded.scale == 2.0**self.parameters.scale)
-        )
-        if not fits:
-            raise ProtocolError("ciphertext", "of another kind than expected")
-        return loaded
+    @property
+    def _summed(self) -> Form:
+        """Of a sum: it has no seed."""
+        return form_of(self.parameters, seeded=False)
+
+    def _split(self, body: bytes | memoryview, n: int, form: Form) -> list[memoryview]:
+        """Return the ciphertexts of a body, whose size must be right."""
+        count, view = self.parameters.ciphertexts(n), memoryview(body)
+        if len(view) != count * form.size:
+            raise ProtocolError(
+                "ciphertext", f"{len(view)} bytes, not {count * form.size}"
+            )
+        return [view[i * form.size :][: form.size] for i in range(count)]
+
+    def _loaded(self, memory: Memory, data: memoryview, form: Form) -> Any:
+        return form.loaded(memory, self._seal.Ciphertext(), self._context, data)
 
     def decrypt(
         self, body: bytes | memoryview, n: int, count: int
@@ -210,12 +202,12 @@ class Cipher:
             range and their checksum.
         """
         per = self.parameters.per_ciphertext
-        parts = self._split(body, n)
+        parts = self._split(body, n, self._summed)
         total = np.empty(len(parts) * per, np.int64)
         plain = self._seal.Plaintext()
         with Memory() as memory:
             for i, data in enumerate(parts):
-                sealed = self._loaded(memory, data)
+                sealed = self._loaded(memory, data, self._summed)
                 self._decryptor.decrypt(sealed, plain)
                 total[i * per : (i + 1) * per] = self._decoded(plain, count)
         return total[:n]

@@ -53,7 +53,7 @@ def opened(
     holder = DECRYPTOR if terms.parameters.public else CLIENT
     if role != holder:
         raise ProtocolError("role", f"only a {holder} decrypts sums of this job")
-    expected = {
+    expected: dict[str, str | int] = {
         "scheme": terms.parameters.scheme,
         "job": run,
         "round": request.round,

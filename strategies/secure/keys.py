@@ -12,17 +12,19 @@ Files in a node's folder (``secure-keys`` in the node's config)
 or of a message; the server has ``roster.txt`` and no key. Each job has a key of its
 own, and every frame names it by a fingerprint.
 
-A key file is one line of JSON (format, kind, fingerprint, parameters) and SEAL's
-serialisation.
+A key file is one line of JSON (format, kind, fingerprint, parameters, SHA-256) and
+SEAL's serialisation.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,15 @@ from .identity import DECRYPTOR, Identity, Roster, read_secret, write_secret
 from .parameters import Parameters, choose
 from .wire import digest
 
-__all__ = ["HE", "JobKey", "Keyring", "keyring_of", "parameters_of", "server_roster"]
+__all__ = [
+    "HE",
+    "JobKey",
+    "Keyring",
+    "keyring_of",
+    "parameters_of",
+    "require_seal",
+    "server_roster",
+]
 
 HE = ("ckks", "bfv")
 FORMAT = "truststram-he-key 1"
@@ -59,6 +69,21 @@ def parameters_of(job: Job) -> Parameters | None:
         return None
     public = keys.key_holder == DECRYPTOR
     return choose(keys.scheme, keys.max_cohort, public=public)
+
+
+def require_seal(job: Job) -> None:
+    """Refuse a job whose scheme this machine cannot do.
+
+    Raises
+    ------
+    ConfigError
+        If TenSEAL is missing, or for more nodes than a sum can have.
+    """
+    if parameters_of(job) is not None and find_spec("tenseal") is None:
+        raise ConfigError(
+            "secure.scheme = ckks and bfv need TenSEAL, which is not installed: "
+            "pip install 'truststram-fl[secure]'."
+        )
 
 
 @dataclass(frozen=True)
@@ -97,6 +122,8 @@ class JobKey:
                 "kind": name,
                 "fingerprint": self.fingerprint,
                 "parameters": asdict(self.parameters),
+                # SEAL's reader may end the process at damaged bytes.
+                "sha256": hashlib.sha256(data).hexdigest(),
             }
             write_secret(folder / name, json.dumps(about).encode() + b"\n" + data)
             written.append(folder / name)
@@ -120,8 +147,12 @@ class JobKey:
             values["primes"] = tuple(int(x) for x in values["primes"])
             parameters, told = Parameters(**values), str(about["fingerprint"])
             is_secret = about["kind"] == SECRET
+            if about["sha256"] != hashlib.sha256(data).hexdigest():
+                raise ValueError
         except (ValueError, KeyError, TypeError):
-            raise ConfigError(f"{path} is not a key file of a job.") from None
+            raise ConfigError(
+                f"{path} is not a key file of a job, or damaged."
+            ) from None
         return cls(
             parameters,
             told,

@@ -22,7 +22,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from truststram._flower import run_id
-from truststram.errors import ProtocolError, RunError
+from truststram.errors import ConfigError, ProtocolError, RunError
 from truststram.job import Job
 from truststram.records import blank, records_of
 
@@ -36,6 +36,7 @@ from .groups import Groups, enough, rename
 from .he import Cipher
 from .holder import form
 from .identity import CLIENT
+from .keys import require_seal
 from .opening import Opening, Part
 from .selection import Selection
 from .slots import Summed
@@ -90,6 +91,7 @@ class SecureSum(StrategyLayer):
 
     def __init__(self, job: Job, inner: Strategy | None = None) -> None:
         super().__init__(inner or ServerSGD())
+        require_seal(job)
         self.job, self.terms = job, terms_of(job)
         self._federation: Federation | None = None
         self._groups: Groups | None = None
@@ -144,7 +146,12 @@ class SecureSum(StrategyLayer):
         self._federation = Federation.of(self.job, grid, str(run_id()))
         if keys.group_size and self._groups is None:
             names = [self.name_of(node) for node in grid.get_node_ids()]
-            self._groups = Groups.of(names, keys.group_size, str(run_id()))
+            self._groups = Groups.of_job(self.job, names, str(run_id()))
+            largest = max(map(len, self._groups.members))
+            if largest > p.most:
+                raise ConfigError(
+                    f"A group has {largest} nodes and secure.max-cohort is {p.most}."
+                )
         if self._groups:
             groups = self._groups
             rename(self.inner, lambda node: groups.label_of(self.name_of(node)))

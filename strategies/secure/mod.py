@@ -19,6 +19,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from flwr.app import (
+    Array,
     ArrayRecord,
     Context,
     Message,
@@ -40,7 +41,7 @@ from .clear import CLEAR, VALUES
 from .holder import opened
 from .identity import DECRYPTOR
 from .journal import Journal
-from .keys import HE, JobKey, Keyring, keyring_of
+from .keys import HE, JobKey, Keyring, keyring_of, require_seal
 from .selection import Selection
 from .terms import HELLO, OPEN, UPDATE, Request, Terms, label_of, terms_of
 from .wire import Header, hash_of_model, seal, with_frame
@@ -73,6 +74,7 @@ def secure_mod(job: Job) -> Mod:
     """
     if job.secure.scheme not in HE:
         raise ConfigError("secure_mod needs secure.scheme = ckks or bfv.")
+    require_seal(job)
 
     def mod(
         message: Message, context: Context, call_next: ClientAppCallable
@@ -187,11 +189,12 @@ def _update_of(found: RecordDict, asked: RecordDict) -> Float32:
     if not is_delta(found):
         [arrays] = records_of(asked, ArrayRecord)
         return read_delta(found, Model(arrays))
-    array = found[UPDATE_RECORD][DELTA]  # type: ignore[index]  # is_delta has checked it
-    shape = tuple(array.shape)
-    if len(shape) != 1:
+    array = found[UPDATE_RECORD].get(DELTA)
+    shape = tuple(array.shape) if isinstance(array, Array) else ()
+    if not isinstance(array, Array) or len(shape) != 1:
         raise ProtocolError("shape", "an update is one vector")
-    return np.ascontiguousarray(view(array, "float32", shape))  # type: ignore[return-value]  # view() checked float32
+    values = view(array, "float32", shape)
+    return values.astype(np.float32, copy=False)
 
 
 def _numbers(content: RecordDict) -> tuple[Mapping[str, float], int]:

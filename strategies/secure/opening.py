@@ -146,9 +146,8 @@ class Opening:
             data = frame_of(reply.content)
             frame = open_frame(data, self._roster, self._expected, most)
             told = frame.header.about.get("nodes")
-            [part] = [p for p in parts if nodes_hash(p.frames) == told] or [None]
-            holder = frame.member.role
-            if part is None or (holder != self._holder):
+            part = next((p for p in parts if nodes_hash(p.frames) == told), None)
+            if part is None or frame.member.role != self._holder:
                 raise ProtocolError("header", "not an answer to this request")
             width = np.dtype(sum_dtype(self._terms)).itemsize
             if len(frame.body) != width * part.size:

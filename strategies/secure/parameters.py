@@ -89,10 +89,9 @@ class Parameters:
 
     def most_bytes(self, n: int, *, summed: bool = False) -> int:
         """Return the largest body of ``n`` values that is accepted."""
-        # SEAL's format has 8 bytes a coefficient before compression; one polynomial
-        # is a seed unless the ciphertext is a sum or made with a public key.
+        # One polynomial is a seed unless the ciphertext is a sum or of a public key.
         polynomials = 2 if summed or self.public else 1
-        return self.ciphertexts(n) * (polynomials * 8 * DEGREE + 1024)
+        return self.ciphertexts(n) * (polynomials * self.primes[0] * DEGREE // 8 + 64)
 
     @property
     def hash(self) -> str:
@@ -112,7 +111,8 @@ def choose(scheme: str, most: int, *, public: bool = False) -> Parameters:
         deviation = math.sqrt(BINOMIAL * most * DEGREE / 2)
         scale = math.ceil(math.log2(2 * TAIL * deviation))
         largest = math.sqrt(2) * most * 2 ** (CKKS_BITS - 1) * 2**scale
-        prime = math.ceil(math.log2(2.05 * largest))
+        # A multiple of 4, as coefficients travel.
+        prime = 4 * math.ceil(math.log2(2.05 * largest) / 4)
         found = Parameters(scheme, False, most, CKKS_BITS, (prime,), scale=scale)
     else:
         switched = (1 + 2 * DEGREE / 3) / 12

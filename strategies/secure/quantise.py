@@ -15,6 +15,7 @@ The sum of at most ``most`` clients fits ``bits + ceil(log2(most))`` bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +24,54 @@ from truststram.errors import ProtocolError
 from truststram.records import Float32
 from truststram.validate import in_range, positive
 
-__all__ = ["Quantiser"]
+__all__ = ["Coder", "Quantiser"]
 
 # Temporary arrays stay in the cache.
 BLOCK = 65_536
+
+
+class Coder(Protocol):
+    """What makes the integers of a sum of updates: :class:`Quantiser`, or another.
+
+    Attributes
+    ----------
+    noised : bool
+        Integers hold a share of noise that protects their sum only: nothing else that
+        is computed from them may be told, and an update is encoded once.
+    """
+
+    noised: ClassVar[bool]
+
+    @property
+    def most(self) -> int:
+        """Largest number of clients in a sum."""
+        ...
+
+    @property
+    def bits(self) -> int:
+        """Bits of one client's value."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Bits that the sum of ``most`` clients needs."""
+        ...
+
+    def encode(self, x: Float32, rng: np.random.Generator) -> NDArray[np.uint32]:
+        """Return the integers of an update, shape (n,)."""
+        ...
+
+    def clipped(self, x: Float32) -> int:
+        """Return how many values are beyond the clip."""
+        ...
+
+    def check_sum(self, total: NDArray[np.integer], count: int) -> None:
+        """Refuse what cannot be a sum of ``count`` clients."""
+        ...
+
+    def decode_sum(self, total: NDArray[np.integer], count: int) -> NDArray[np.float64]:
+        """Return the sum of the updates of ``count`` clients, shape (n,)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +96,8 @@ class Quantiser:
     clip: float
     bits: int
     most: int
+
+    noised: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         positive(clip=self.clip)
@@ -142,5 +189,6 @@ class Quantiser:
         """
         self.check_sum(total, count)
         centred = total.astype(np.int64, copy=False) - count * self.half
-        values: NDArray[np.float64] = centred * self.step
+        values: NDArray[np.float64] = centred.astype(np.float64)
+        values *= self.step
         return values

@@ -1,41 +1,50 @@
-"""Microsoft SEAL through TenSEAL: contexts, and reading and writing without files.
+"""Microsoft SEAL through TenSEAL, and ciphertexts that SEAL need not parse.
 
-SEAL's bindings read and write paths only; here these are files in memory. Bytes from
-outside are bounded before SEAL sees them.
+SEAL's own reader is not fit for bytes from outside: one flipped bit in its compressed
+stream ends the process (measured with TenSEAL 0.3.18), and it decompresses all of a
+stream before it checks anything. So a ciphertext travels as numbers alone, in a form
+whose length is fixed, and is put into a frame that this process made with SEAL itself.
+All that a hostile sender can choose is coefficients, each checked to be below the
+modulus, and a seed: every choice is a valid ciphertext of something.
+
+Message format of a ciphertext
+------------------------------
+The coefficients of one polynomial (with a seed) or two, then the 64 bytes of the seed
+from which SEAL makes the second polynomial, if there is one. Coefficients below
+``2**bits``, bits a multiple of 4 from 36 on: first the low 32 bits of all of them
+(uint32, little-endian), then the high bits, two by two, in ``(bits - 32) / 4`` bytes.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
 
 from truststram.errors import ConfigError, ProtocolError
 
 from .parameters import DEGREE, Parameters
 
-__all__ = ["Memory", "load_seal", "seal_context"]
+__all__ = ["Form", "Memory", "form_of", "load_seal", "seal_context"]
 
-SEAL_MAGIC, ZSTD_MAGIC = 0xA15E, 0xFD2FB528
-ZSTD_BLOCK = 128 * 2**10
+# SEAL's header of a stream: magic, its length, version, compression, size of all.
+HEADER = struct.Struct("<HBBBBHQ")
+SEED = 64
+# Between the coefficients and the seed: a header, and the kind of generator.
+BETWEEN = HEADER.size + 1
+LARGEST = 2**22
 
 
 def load_seal() -> Any:
-    """Return SEAL's bindings.
+    """Return SEAL's bindings; importing them takes a moment."""
+    import tenseal.sealapi as seal
 
-    Raises
-    ------
-    ConfigError
-        If TenSEAL is not installed.
-    """
-    try:
-        import tenseal.sealapi as seal
-    except ImportError:
-        raise ConfigError(
-            "secure.scheme = ckks and bfv need TenSEAL, which is not installed: "
-            "pip install 'truststram-fl[secure]'."
-        ) from None
     return seal
 
 
@@ -68,69 +77,161 @@ class Memory:
 
     def __enter__(self) -> Memory:
         self._fd = os.memfd_create("seal", os.MFD_CLOEXEC)
-        self.path = f"/proc/self/fd/{self._fd}"
+        self._path = f"/proc/self/fd/{self._fd}"
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
     def saved(self, thing: Any) -> bytes:
-        """Return what SEAL writes of ``thing``."""
+        """Return what SEAL writes of ``thing``: a header and a Zstandard frame."""
         os.ftruncate(self._fd, 0)
-        thing.save(self.path)
+        thing.save(self._path)
         return os.pread(self._fd, os.fstat(self._fd).st_size, 0)
 
-    def load(self, thing: Any, context: Any, data: bytes | memoryview) -> Any:
-        """Return ``thing`` after SEAL has read ``data`` into it.
+    def load(self, thing: Any, context: Any, *parts: bytes | memoryview) -> Any:
+        """Return ``thing`` after SEAL has read ``parts`` into it; trusted bytes only.
+
+        Raises
+        ------
+        ValueError
+            If SEAL does not accept them.
+        """
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        os.writev(self._fd, parts)
+        try:
+            thing.load(context, self._path)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
+        return thing
+
+
+def _members(stream: bytes) -> bytes:
+    """Return what SEAL wrote, decompressed and without the header."""
+    data = stream[HEADER.size :]
+    return zstandard.ZstdDecompressor().decompress(data, max_output_size=LARGEST)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How ciphertexts of one kind travel, and what SEAL's form has around them.
+
+    Attributes
+    ----------
+    polynomials : int
+        1 with a seed, 2 without.
+    modulus : int
+        Coefficients are below it.
+    start, between : bytes
+        What SEAL writes before the coefficients and before the seed.
+    """
+
+    polynomials: int
+    modulus: int
+    start: bytes
+    between: bytes
+
+    @property
+    def bits(self) -> int:
+        """Bits of a coefficient."""
+        return self.modulus.bit_length()
+
+    @property
+    def size(self) -> int:
+        """Bytes of a ciphertext."""
+        seed = SEED if self.between else 0
+        return self.polynomials * DEGREE * self.bits // 8 + seed
+
+    def shortened(self, stream: bytes) -> bytes:
+        """Return a ciphertext that this process's SEAL has written, as it travels."""
+        members = _members(stream)
+        at, count = len(self.start), self.polynomials * DEGREE
+        values = np.frombuffer(members, "<u8", count, offset=at)
+        rest = members[at + 8 * count :]
+        return _packed(values, self.bits) + rest[len(self.between) :]
+
+    def loaded(
+        self, memory: Memory, sealed: Any, context: Any, data: memoryview
+    ) -> Any:
+        """Read a ciphertext from outside into ``sealed``.
 
         Raises
         ------
         ProtocolError
-            ``ciphertext``, for anything that is not valid for the context.
+            ``ciphertext``, for another length or a coefficient out of range.
         """
-        _check_stream(data)
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, data, 0)
-        try:
-            thing.load(context, self.path)
-        except (RuntimeError, ValueError, IndexError, MemoryError):
-            raise ProtocolError("ciphertext", "SEAL does not accept it") from None
-        return thing
+        if len(data) != self.size:
+            raise ProtocolError("ciphertext", f"{len(data)} bytes, not {self.size}")
+        count = self.polynomials * DEGREE
+        values = _unpacked(data, count, self.bits)
+        if int(values.max()) >= self.modulus:
+            raise ProtocolError("ciphertext", "a coefficient is out of range")
+        seed = data[count * self.bits // 8 :]
+        parts = (self.start, values.data.cast("B"), self.between, seed)
+        header = _header(sum(map(len, parts)))
+        return memory.load(sealed, context, header, *parts)
 
 
-def _check_stream(data: bytes | memoryview) -> None:
-    """Refuse what SEAL would decompress into more than a ciphertext.
+@lru_cache(maxsize=16)
+def form_of(parameters: Parameters, seeded: bool) -> Form:
+    """Return the form of ciphertexts, from one that is made here and thrown away."""
+    seal, context = load_seal(), seal_context(parameters)
+    first = context.first_context_data().parms()
+    [modulus] = [m.value() for m in first.coeff_modulus()]
+    maker = seal.KeyGenerator(context)
+    encryptor = seal.Encryptor(context, maker.secret_key())
+    plain = seal.Plaintext()
+    if parameters.scheme == "bfv":
+        seal.BatchEncoder(context).encode([1, 2, 3], plain)
+    else:
+        seal.CKKSEncoder(context).encode([1.0], 2.0**parameters.scale, plain)
+    with Memory() as memory:
+        sealed = encryptor.encrypt_symmetric(plain)
+        if not seeded:
+            sealed = seal.Ciphertext()
+            encryptor.encrypt_symmetric(plain, sealed)
+        members = _members(memory.saved(sealed))
+    end = BETWEEN + SEED if seeded else 0
+    polynomials = 1 if seeded else 2
+    start = len(members) - 8 * DEGREE * polynomials - end
+    between = members[len(members) - end :][:BETWEEN] if seeded else b""
+    return Form(polynomials, modulus, members[:start], between)
 
-    SEAL decompresses all of a stream before it checks anything, and a Zstandard block
-    of four bytes may stand for 128 KiB (RFC 8878, section 3.1.1.2).
-    """
-    if len(data) < 28:
-        raise ProtocolError("ciphertext", "shorter than any ciphertext")
-    magic, header, _, _, mode, _, size = struct.unpack_from("<HBBBBHQ", data)
-    if (magic, header, mode, size) != (SEAL_MAGIC, 16, 2, len(data)):
-        raise ProtocolError("ciphertext", "not SEAL's format with Zstandard")
-    if _zstd_blocks(data[16:]) * ZSTD_BLOCK > 4 * 16 * DEGREE:
-        raise ProtocolError("ciphertext", "it would be decompressed to too much")
+
+@lru_cache(maxsize=1)
+def _version() -> tuple[int, int]:
+    """Return the version that SEAL writes into its headers."""
+    seal = load_seal()
+    with Memory() as memory:
+        stream = memory.saved(seal.EncryptionParameters(seal.SCHEME_TYPE.BFV))
+    _, _, major, minor, _, _, _ = HEADER.unpack_from(stream)
+    return major, minor
 
 
-def _zstd_blocks(data: bytes | memoryview) -> int:
-    """Return the number of blocks of the one Zstandard frame in ``data``."""
-    magic, descriptor = struct.unpack_from("<IB", data)
-    if magic != ZSTD_MAGIC or descriptor & 0x0B:  # reserved bit, dictionary
-        raise ProtocolError("ciphertext", "not a plain Zstandard frame")
-    single = bool(descriptor & 0x20)
-    content = (1 if single else 0, 2, 4, 8)[descriptor >> 6]
-    at = 5 + (0 if single else 1) + content
-    blocks = 0
-    while at + 3 <= len(data):
-        block = int.from_bytes(data[at : at + 3], "little")
-        last, kind, size = block & 1, block >> 1 & 3, block >> 3
-        at += 3 + (1 if kind == 1 else size)
-        blocks += 1
-        if last:
-            # A checksum may follow, and nothing else: no second frame.
-            at += 4 if descriptor & 4 else 0
-            break
-    if at != len(data):
-        raise ProtocolError("ciphertext", "not one whole Zstandard frame")
-    return blocks
+def _header(size: int) -> bytes:
+    """Return the header of a stream that is not compressed."""
+    return HEADER.pack(0xA15E, HEADER.size, *_version(), 0, 0, HEADER.size + size)
+
+
+def _packed(values: NDArray[np.uint64], bits: int) -> bytes:
+    """Return coefficients below ``2**bits`` without their leading zeros."""
+    high = values >> np.uint64(32)
+    pairs = high[0::2] | high[1::2] << np.uint64(bits - 32)
+    narrow = pairs.astype("<u8").view(np.uint8).reshape(-1, 8)[:, : (bits - 32) // 4]
+    return values.astype("<u4").tobytes() + narrow.tobytes()
+
+
+def _unpacked(data: memoryview, count: int, bits: int) -> NDArray[np.uint64]:
+    """Return the ``count`` coefficients that :func:`_packed` was given."""
+    width = (bits - 32) // 4
+    pairs = np.zeros((count // 2, 8), np.uint8)
+    tail = np.frombuffer(data, np.uint8, count // 2 * width, offset=4 * count)
+    pairs[:, :width] = tail.reshape(-1, width)
+    both = pairs.view("<u8").reshape(-1)
+    values = np.empty(count, np.uint64)
+    values[0::2] = both & np.uint64(2 ** (bits - 32) - 1)
+    values[1::2] = both >> np.uint64(bits - 32)
+    values <<= np.uint64(32)
+    values |= np.frombuffer(data, "<u4", count)
+    return values

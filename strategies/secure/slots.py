@@ -11,7 +11,8 @@ place still gives the exact sum of the counters.
 The checksum is ``sum_j w_j q_j mod p`` with ``p = 2**31 - 1`` and public weights drawn
 for the round, so that of the sum follows from those of the clients. It catches
 accidents (a wrong key, a lane that overflowed) and nobody with intent, because whoever
-can change a sum can change its checksum.
+can change a sum can change its checksum. Of integers with a share of noise there is
+none: it would tell more than their sum.
 
 A metric in ``[-1000, 1000]`` is a multiple of about 2e-6; the mean counts all clients
 alike.
@@ -31,7 +32,7 @@ from truststram.errors import ProtocolError
 from truststram.records import Float32
 from truststram.validate import in_range
 
-from .quantise import Quantiser
+from .quantise import Coder
 
 __all__ = ["Slots", "Summed"]
 
@@ -75,7 +76,7 @@ class Slots:
 
     Parameters
     ----------
-    quantiser : Quantiser
+    quantiser : Coder
         Of the update; at least 11 bits.
     values : int
         Length of the update, n.
@@ -83,7 +84,7 @@ class Slots:
         Names of the metrics, sorted.
     """
 
-    quantiser: Quantiser
+    quantiser: Coder
     values: int
     metrics: tuple[str, ...] = ()
 
@@ -132,7 +133,7 @@ class Slots:
         q[:] = self.quantiser.encode(update, rng)
         clipped = min(self.quantiser.clipped(update), LARGEST)
         counters = [1, *_digits(min(examples, LARGEST)), *_digits(clipped)]
-        counters += _digits(_checksum(q, label), CHECK_DIGITS)
+        counters += _digits(self._checksum(q, label), CHECK_DIGITS)
         for name in self.metrics:
             counters += _digits(_metric(metrics[name]))
         out[self.values :] = counters
@@ -162,7 +163,7 @@ class Slots:
             raise ProtocolError("sum-range", "the counters do not fit the clients")
         examples, clipped = _number(rest[:DIGITS]), _number(rest[DIGITS : 2 * DIGITS])
         del rest[: 2 * DIGITS]
-        if _number(rest[:CHECK_DIGITS]) % PRIME != _checksum(q, label):
+        if _number(rest[:CHECK_DIGITS]) % PRIME != self._checksum(q, label):
             raise ProtocolError("checksum", "the sum does not fit its checksum")
         del rest[:CHECK_DIGITS]
         means = {}
@@ -171,6 +172,11 @@ class Slots:
             means[name] = (2 * number / count / LARGEST - 1) * METRIC_RANGE
         values = self.quantiser.decode_sum(q, count)
         return Summed(values, count, examples, clipped, means)
+
+    def _checksum(self, q: NDArray[np.integer], label: str) -> int:
+        if self.quantiser.noised:
+            return 0
+        return _checksum(q, label)
 
 
 def _metric(value: float) -> int:
@@ -185,7 +191,10 @@ def _digits(number: int, count: int = DIGITS) -> list[int]:
 
 
 def _number(digits: list[int]) -> int:
-    return sum(digit * BASE**i for i, digit in enumerate(digits))
+    number = 0
+    for digit in reversed(digits):
+        number = number * BASE + digit
+    return number
 
 
 def _checksum(q: NDArray[np.integer], label: str) -> int:

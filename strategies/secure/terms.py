@@ -130,19 +130,17 @@ class Request:
 
     def record(self) -> ConfigRecord:
         """Return the record that carries this request."""
-        record = ConfigRecord(
-            {
-                "stage": self.stage,
-                "round": self.round,
-                "cohort": list(self.cohort),
-                "model": self.model,
-            }
-        )
-        if self.stage == OPEN:
-            record["heads"] = list(self.heads)
-            record["sum"] = self.total
-            record["frames"] = list(self.frames)
-        return record
+        values: dict[str, str | int | bytes | list[str] | list[bytes]] = {
+            "stage": self.stage,
+            "round": self.round,
+            "cohort": list(self.cohort),
+            "model": self.model,
+            "heads": list(self.heads),
+            "sum": self.total,
+            "frames": list(self.frames),
+        }
+        # Flower cannot count the bytes of an empty list.
+        return ConfigRecord({k: v for k, v in values.items() if v})
 
     @classmethod
     def of(cls, content: RecordDict) -> Request:

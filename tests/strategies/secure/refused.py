@@ -2,5 +2,26 @@
 
 from __future__ import annotations
 
+BFV = {"secure.scheme": "bfv"}
+CKKS = {"secure.scheme": "ckks"}
+
 # Start of the refusal's line -> settings of a job that it must refuse.
-REFUSED: dict[str, dict[str, object]] = {}
+REFUSED: dict[str, dict[str, object]] = {
+    "robust.rule with a secure sum": {**BFV, "robust.rule": "wfagg"},
+    "anomaly.enabled = on with a secure sum": {**BFV, "anomaly.enabled": "on"},
+    "adversary.kind with a secure sum": {
+        **CKKS,
+        "adversary.kind": "ipm",
+        "adversary.fraction": 0.2,
+    },
+    "privacy by the server with secure": {**BFV, "privacy.mechanism": "gaussian"},
+    "round.evaluate = clients with secure": {**BFV, "round.evaluate": "clients"},
+    "secure.key-holder = decryptor with": {**CKKS, "secure.key-holder": "decryptor"},
+    "secure.threat = malicious with": {**BFV, "secure.threat": "malicious"},
+    "secure.layers with compression": {
+        **BFV,
+        "secure.layers": "fc*",
+        "compression.codec": "randk",
+    },
+    "secure.min-cohort above": {**BFV, "secure.min-cohort": 200},
+}

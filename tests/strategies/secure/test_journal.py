@@ -1,0 +1,58 @@
+"""A node's memory: no two sums from which one node could be subtracted."""
+
+from __future__ import annotations
+
+import stat
+
+import pytest
+
+from strategies.secure.journal import RECENT, Journal
+from truststram._flower import make_context
+from truststram.errors import CheckpointError, ProtocolError
+
+
+@pytest.fixture(params=["state", "file"])
+def reopen(request, tmp_path):
+    """Return a function that opens the memory again, as after a restart."""
+    context = make_context(1, {}, {})
+    folder = tmp_path if request.param == "file" else None
+    return lambda key="k": Journal(context, key, folder)
+
+
+def test_a_node_joins_one_cohort_for_a_model(reopen):
+    assert reopen().joined("m") is None
+    reopen().join("m", "c")
+    reopen().join("m", "c")
+    with pytest.raises(ProtocolError, match="cohort"):
+        reopen().join("m", "other")
+    assert reopen().joined("m") == "c"
+    reopen().join("m2", "other")
+    reopen("another key").join("m", "other")
+
+
+def test_sums_of_a_model_are_of_equal_or_of_disjoint_sets(reopen):
+    reopen().open("m", ["a", "b", "c"])
+    reopen().open("m", ["c", "b", "a"])
+    reopen().open("m", ["d", "e", "f"])
+    for nodes in (["a", "b"], ["a", "b", "c", "d"], ["f", "g", "h"]):
+        with pytest.raises(ProtocolError, match="reopened"):
+            reopen().open("m", nodes)
+    reopen().open("m2", ["a", "b"])
+
+
+def test_of_earlier_models_only_the_same_sets_are_opened(reopen):
+    for i in range(RECENT + 2):
+        reopen().open(f"m{i}", ["a", "b", "c"])
+    reopen().open("m0", ["a", "b", "c"])
+    with pytest.raises(ProtocolError, match="reopened"):
+        reopen().open("m0", ["d", "e", "f"])  # disjoint, but who could tell
+
+
+def test_a_damaged_memory_is_not_taken_for_an_empty_one(tmp_path):
+    context = make_context(1, {}, {})
+    Journal(context, "k", tmp_path).join("m", "c")
+    path = tmp_path / "journal.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.write_text(path.read_text()[:-3])
+    with pytest.raises(CheckpointError, match="Make a new key"):
+        Journal(context, "k", tmp_path)
