@@ -70,6 +70,8 @@ def calibrate(
     if mechanism not in MECHANISMS:
         raise ValueError(f"Unknown mechanism {mechanism!r}: one of {MECHANISMS}.")
     _check_budget(epsilon, delta, rounds, delta_slack, adaptive)
+    if mechanism == "skellam":
+        _check_orders(epsilon, delta)
     name = mechanism
     if name == "staircase" and dimension > 1:
         name = "staircase-ball"
@@ -213,6 +215,16 @@ def _guess(
         return max(noise * many * sampling.rate, 0.3)
     amplified = math.log1p(math.expm1(min(epsilon, 500)) / sampling.rate)
     return many / amplified
+
+
+def _check_orders(epsilon: float, delta: float) -> None:
+    """Refuse an epsilon that no noise has by Rényi divergences, at any order."""
+    least = epsilon_of([delta] * len(ORDERS), ORDERS, delta)
+    if epsilon <= least:
+        raise ValueError(
+            f"epsilon = {epsilon:g}: Skellam noise is composed by Rényi divergences, "
+            f"which show {least:.2g} at least at delta {delta:g}."
+        )
 
 
 def _check_budget(

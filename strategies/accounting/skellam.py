@@ -71,5 +71,5 @@ def sensitivities(release: Release) -> tuple[float, float]:
 
 def _at_whole_order(variance: float, l1: float, l2: float, order: int) -> float:
     gaussian = order * l2**2 / (2 * variance)
-    wide = ((2 * order - 1) * l2**2 + 6 * l1) / (4 * variance**2)
+    wide = ((2 * order - 1) * l2**2 + 6 * l1) / (4 * variance) / variance
     return gaussian + min(wide, 3 * l1 / (2 * variance))

@@ -26,7 +26,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from truststram.errors import RunError
 from truststram.job import Job
 from truststram.records import Float32
 from truststram.result import is_lower_better
@@ -41,6 +40,7 @@ from ..update import blank_update
 from .cohort import check_population, drawn
 from .csprng import Source
 from .evaluation import ACCURACY, MIDDLE, accuracy_of, noisy_sum
+from .exhausted import exhausted
 from .plan import Plan
 from .sums import followed, noisy_mean
 
@@ -203,18 +203,9 @@ class CentralDP(StrategyLayer):
     def _check_budget(self, server_round: int) -> bool:
         """Return whether the budget is spent; stop the run then if it should."""
         _, ledger = self._planned()
-        if self._release is None or not ledger.would_exceed(self._release):
-            return False
-        epsilon = round(ledger.spent(), 6)
-        if self.job.privacy.on_exhausted == "stop":
-            raise RunError(
-                f"The privacy budget is spent before round {server_round}: epsilon "
-                f"{epsilon:g} of {ledger.epsilon:g} at delta {ledger.delta:g}. The "
-                "model of the last round is kept. privacy.on-exhausted = evaluate-only "
-                "would go on without training."
-            )
-        self.emit("privacy-exhausted", round=server_round, epsilon=epsilon)
-        return True
+        return self._release is not None and exhausted(
+            self.job, ledger, self._release, server_round, self.emit
+        )
 
     def _write(
         self, plan: Plan, release: Release, replies: list[Message], out: Float32

@@ -44,6 +44,7 @@ from ..base import NUM_EXAMPLES, sole_metrics
 from ..update import Model, read_delta, with_delta
 from .clip import clip
 from .csprng import Source
+from .distributed import DistributedPlan, distributed_plan
 from .evaluation import ACCURACY, MIDDLE, accuracy_of, accuracy_release, noisy_sum
 from .lattice import from_lattice
 from .noise import draw, lattice_for
@@ -91,7 +92,10 @@ def private_mod(job: Job) -> Mod:
             return reply
         model = Model(records_of(message.content, ArrayRecord)[0])
         delta = np.ascontiguousarray(read_delta(reply.content, model))
-        if job.privacy.unit == "client" and not job.privacy.central:
+        if job.privacy.distributed:  # the secure sum outside adds the noise
+            shares = distributed_plan(job, len(delta))
+            _charge(job, shares, shares.release, context)
+        elif job.privacy.unit == "client" and not job.privacy.central:
             delta = _noisy(job, delta, context)
         reply.content = with_delta(RecordDict(), delta)
         reply.content["metrics"] = MetricRecord({NUM_EXAMPLES: 1})
@@ -194,7 +198,9 @@ def _count(context: Context, what: str, times: int) -> int:
     return done
 
 
-def _charge(job: Job, plan: Plan, release: Release, context: Context) -> int:
+def _charge(
+    job: Job, plan: Plan | DistributedPlan, release: Release, context: Context
+) -> int:
     """Count one release before it is made; return how many like it were made before.
 
     A run that was continued with more rounds has other noise than before, so what
@@ -215,7 +221,12 @@ def _charge(job: Job, plan: Plan, release: Release, context: Context) -> int:
     return done
 
 
-def _fits(job: Job, plan: Plan, more: Release, made: Mapping[Release, int]) -> bool:
+def _fits(
+    job: Job,
+    plan: Plan | DistributedPlan,
+    more: Release,
+    made: Mapping[Release, int],
+) -> bool:
     """Return whether one more release fits beside others, with other noise."""
     ledger = plan.ledger(job)
     try:

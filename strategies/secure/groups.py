@@ -34,6 +34,9 @@ from functools import cached_property
 
 from flwr.serverapp.strategy import Strategy
 
+from truststram.errors import ConfigError
+from truststram.job import Job
+
 from ..base import StrategyLayer, walk
 
 __all__ = ["LEAST", "Groups", "enough", "group_count", "objection", "rename"]
@@ -89,6 +92,20 @@ class Groups:
 
         order = sorted(names, key=key)
         return cls(tuple(tuple(order[i::count]) for i in range(count)))
+
+    @classmethod
+    def of_job(cls, job: Job, names: Collection[str], run: str) -> Groups:
+        """Divide the nodes of a run, if its rule can outvote ``robust.f`` groups.
+
+        Raises
+        ------
+        ConfigError
+            If it cannot.
+        """
+        size = job.secure.group_size
+        if reason := objection(len(names), size, job.robust.f):
+            raise ConfigError(f"secure.group-size: {reason}.")
+        return cls.of(names, size, run)
 
     @cached_property
     def _index(self) -> dict[str, int]:

@@ -1,0 +1,161 @@
+"""Server half of distributed differential privacy: the ledger, and nothing else.
+
+The noise is in the sums before the server sees them (:mod:`.distributed`). What is left
+to do here is to plan it once, to charge every round before its sum is looked at, and to
+end the run before it would overspend. It stands outside the secure sum and reads no
+reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from truststram.job import Job
+
+from ..accounting.ledger import Ledger
+from ..base import StrategyLayer, walk
+from ..server_sgd import ServerSGD
+from .distributed import DistributedPlan, distributed_plan
+from .exhausted import exhausted
+from .plan import MOST_RATE, RATE
+
+__all__ = ["DistributedDP"]
+
+
+class DistributedDP(StrategyLayer):
+    """Charge a round's secure sum to one ledger, whatever arrives.
+
+    Parameters
+    ----------
+    job : Job
+        Its ``privacy`` and ``secure`` sections and ``train.rounds``.
+    inner : Strategy, optional
+        The secure sum.
+
+    Guarantees
+    ----------
+    For the sums of all rounds together: (epsilon, delta)-differential privacy of the
+    ledger, for replacing all that one node holds. Trusted: that the secure sum shows
+    nothing but sums of at least ``secure.min-cohort`` clients, of whom all but
+    ``secure.colluders`` add their noise and keep it to themselves. The server is
+    trusted with nothing more, so each node counts for itself too (:mod:`.mod`); this
+    ledger is what the report of the run tells. A round in which nodes were asked is
+    charged, also if no sum came out. Against another client, which knows its own share
+    of the noise, the guarantee holds with ``secure.colluders`` at least 1.
+
+    Events
+    ------
+    ``privacy-plan`` (once: noise, shares), ``privacy-spent`` (round, epsilon, delta,
+    clip, noise), ``privacy-exhausted`` (round, epsilon).
+
+    Raises
+    ------
+    RunError
+        In ``configure_train``, when the budget is spent and ``privacy.on-exhausted`` is
+        ``stop``.
+    """
+
+    def __init__(self, job: Job, inner: Strategy | None = None) -> None:
+        super().__init__(inner or ServerSGD())
+        self.job = job
+        self.plan: DistributedPlan | None = None
+        self.ledger: Ledger | None = None
+        self._saved: Mapping[str, Any] | None = None
+        self._asked = 0  # nodes of this round
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Plan first, if it is the first round; ask nobody if the budget is spent."""
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        plan, ledger = self._begin(len(messages))
+        if exhausted(self.job, ledger, plan.release, server_round, self.emit):
+            messages = []
+        self._asked = len(messages)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Charge the round, then let the secure sum be looked at."""
+        if self._asked:
+            plan, ledger = self._begin(self._asked)
+            ledger.charge(plan.release)
+            self.emit(
+                "privacy-spent",
+                round=server_round,
+                epsilon=round(ledger.spent(), 6),
+                delta=ledger.delta,
+                clip=plan.on.clip,
+                noise=float(f"{plan.std(self._asked):.6g}"),
+            )
+        return super().aggregate_train(server_round, replies)
+
+    def _begin(self, nodes: int) -> tuple[DistributedPlan, Ledger]:
+        """Return plan and ledger, made before the first release."""
+        if self.plan is None or self.ledger is None:
+            self.plan = distributed_plan(self.job, self.model.spec.size)
+            self.ledger = self.plan.ledger(self.job)
+            if self._saved is not None:
+                self.ledger.load_state(self._saved)
+            nodes = max(nodes, 1)
+            rate = min(MOST_RATE, RATE * nodes / self.plan.std(nodes))
+            optimizer = list(walk(self))[-1]
+            if self.job.server.lr == 0 and isinstance(optimizer, ServerSGD):
+                optimizer.lr = rate
+            self.emit("privacy-plan", **described(self.plan, self.job, nodes, rate))
+        return self.plan, self.ledger
+
+    def describe(self) -> str:
+        """Return one line for the strategy summary."""
+        keys = self.job.privacy
+        return (
+            f"DistributedDP: skellam, epsilon {keys.epsilon:g}, delta {keys.delta:g}, "
+            f"clip {keys.clip:g}"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return the ledger."""
+        return {"ledger": self._saved if self.ledger is None else self.ledger.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore it; a ledger that does not add up is refused."""
+        self._saved = state["ledger"]
+
+
+def described(
+    plan: DistributedPlan, job: Job, nodes: int, rate: float
+) -> dict[str, Any]:
+    """Return a plan for an event: numbers, and the guarantee in words."""
+    release, keys = plan.release, job.privacy
+    std = plan.std(nodes)
+    return {
+        "mechanism": release.mechanism,
+        "levels": [
+            {
+                "rounds": plan.rounds,
+                "scale": release.scale,
+                "epsilon0": None,
+                "std": float(f"{std:.6g}"),
+            }
+        ],
+        "unit": "client",
+        "relation": release.relation,
+        "trust": "distributed",
+        "epsilon": keys.epsilon,
+        "delta": keys.delta,
+        "rounds": plan.rounds,
+        "sampling": str(release.sampling),
+        "clip": plan.on.clip,
+        "cohort": nodes,
+        "honest": plan.honest,
+        "colluders": job.secure.colluders,
+        "server-rate": job.server.lr or float(f"{rate:.4g}"),
+        "noise-to-signal": float(f"{std * release.dimension**0.5 / nodes:.4g}"),
+        "secure-noise": not keys.insecure,
+    }

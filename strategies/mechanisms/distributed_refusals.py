@@ -1,0 +1,85 @@
+"""Which settings do not go together with noise in shares, and why."""
+
+from __future__ import annotations
+
+from truststram.job import Job
+
+from ..refusal import Refusal
+
+__all__ = ["DISTRIBUTED"]
+
+
+def _is_shared(job: Job) -> bool:
+    return job.privacy.distributed
+
+
+DISTRIBUTED: tuple[Refusal, ...] = (
+    Refusal(
+        lambda job: _is_shared(job) and job.secure.scheme == "none",
+        "privacy.trust = distributed without a secure sum",
+        "each node adds a share of the noise, which protects the sum and not what the "
+        "node sends",
+        "secure.scheme = secagg, or privacy.trust = local or central",
+    ),
+    Refusal(
+        lambda job: _is_shared(job) and job.secure.scheme in ("bfv", "ckks"),
+        "privacy.trust = distributed with secure.scheme = bfv or ckks",
+        "whoever holds the key could open single updates, and a place of a ciphertext "
+        "is too narrow for the noise",
+        "secure.scheme = secagg",
+    ),
+    Refusal(
+        lambda job: (
+            _is_shared(job)
+            and (
+                job.privacy.unit != "client"
+                or job.privacy.mechanism not in ("auto", "skellam")
+            )
+        ),
+        "privacy.trust = distributed with other noise than skellam",
+        "shares must add up to the noise that is accounted for, of whichever nodes "
+        "they come",
+        "privacy.mechanism = skellam or auto, with privacy.unit = client",
+    ),
+    Refusal(
+        lambda job: job.privacy.mechanism == "skellam" and not _is_shared(job),
+        "privacy.mechanism = skellam without privacy.trust = distributed",
+        "noise that one party adds has no need to add up, and Gaussian noise is "
+        "smaller for the same guarantee",
+        "privacy.trust = distributed, or privacy.mechanism = gaussian",
+    ),
+    Refusal(
+        lambda job: (
+            job.secure.on and job.secure.min_cohort < 3 + job.secure.colluders
+        ),
+        "secure.min-cohort with so many secure.colluders",
+        "they subtract their own updates and noise from a sum, and fewer than three "
+        "honest nodes would be left in it",
+        "secure.min-cohort of at least 3 + secure.colluders",
+    ),
+    Refusal(
+        lambda job: _is_shared(job) and bool(job.secure.layers),
+        "privacy.trust = distributed with secure.layers",
+        "what is not in the sum would leave the node without noise",
+        "secure.layers = '' (everything in the sum)",
+    ),
+    Refusal(
+        lambda job: _is_shared(job) and job.secure.group_size > 0,
+        "privacy.trust = distributed with secure.group-size",
+        "the sum of each group needs all the noise, which blinds the robust rule that "
+        "groups are for",
+        "secure.group-size = 0",
+    ),
+    Refusal(
+        lambda job: _is_shared(job) and job.privacy.evaluate_epsilon > 0,
+        "privacy.trust = distributed with privacy.evaluate-epsilon",
+        "accuracies of single nodes are not part of the secure sum",
+        "privacy.evaluate-epsilon = 0 and evaluation by the server",
+    ),
+    Refusal(
+        lambda job: _is_shared(job) and job.compression.codec != "none",
+        "privacy.trust = distributed with compression.codec",
+        "the noise is planned for every value of the update, on its own lattice",
+        "compression.codec = none",
+    ),
+)
