@@ -210,6 +210,11 @@ def _evaluator(job: Job, task: Task) -> Evaluate | None:
                 f"round.evaluate = {job.round.evaluate}, but task {job.task.name} "
                 "gives the server no test data. Use round.evaluate = clients."
             )
+        if job.privacy.schedule == "on-plateau":
+            raise RunError(
+                "privacy.schedule = on-plateau needs public test data on the server, "
+                f"which task {job.task.name} does not give it. Use increasing."
+            )
         return None
     model = task.model(job, seed=0)
 

@@ -191,3 +191,156 @@ def test_the_final_model_is_the_average_of_the_last_half(tmp_path):
     [event] = kinds(tmp_path, "final-model")
     assert "accuracy" in event["metrics"]
     assert json.dumps(event)
+
+
+TOLD = {
+    "privacy.evaluate-epsilon": 8.0,
+    "privacy.epsilon": 16.0,
+    "round.evaluate": "clients",
+}
+
+
+class Accurate(TinyTask):
+    """Every client has an accuracy that can be found again."""
+
+    ACCURACY = 0.8642
+
+    def evaluate(self, model, data, job):
+        return {"accuracy": self.ACCURACY, "loss": 0.97531}
+
+
+def answers(monkeypatch):
+    """Return a list of (kind, content) of all replies that will be sent."""
+    answer, sent = LocalGrid._answer, []
+
+    def watched(self, message):
+        reply = answer(self, message)
+        kind = message.metadata.message_type.split(".")[0]
+        sent.append((kind, reply.content if reply.has_content() else None))
+        return reply
+
+    monkeypatch.setattr(LocalGrid, "_answer", watched)
+    return sent
+
+
+class TestEvaluationByTheNodes:
+    def test_noise_is_added_before_anything_leaves(
+        self, tmp_path, monkeypatch, caplog, capsys
+    ):
+        """Local trust: a number for each node, after the last round, and no other."""
+        sent = answers(monkeypatch)
+        with caplog.at_level(logging.DEBUG):
+            result = run(tmp_path, changes={**LOCAL, **TOLD}, task=Accurate, nodes=8)
+        assert result.ok
+        replies = [
+            dict(content["metrics"]) for kind, content in sent if kind == "evaluate"
+        ]
+        assert len(replies) == 8
+        assert all(set(reply) == {"accuracy", "num-examples"} for reply in replies)
+        assert {reply["num-examples"] for reply in replies} == {1}
+        told = [reply["accuracy"] for reply in replies]
+        assert len(set(told)) == 8
+        assert Accurate.ACCURACY not in told
+        # Eight standard deviations of 0.058, over the root of 8.
+        assert np.mean(told) == pytest.approx(Accurate.ACCURACY, abs=0.17)
+        *before, last = result.rounds
+        assert all(not report.metrics for report in before)
+        assert last.metrics == {"accuracy": pytest.approx(np.mean(told))}
+        files = (tmp_path / "run").rglob("*.json*")
+        written = "".join(path.read_text() for path in files)
+        everything = "".join([repr(sent), written, caplog.text, *capsys.readouterr()])
+        for secret in ("0.8642", "0.97531"):
+            assert secret not in everything
+
+    def test_the_server_adds_it_if_it_is_trusted(self, tmp_path, monkeypatch):
+        sent = answers(monkeypatch)
+        changes = {**CENTRAL, **TOLD, "privacy.evaluate-every": 2}
+        result = run(tmp_path, changes=changes, task=Accurate)
+        replies = [
+            dict(content["metrics"]) for kind, content in sent if kind == "evaluate"
+        ]
+        # Everyone, after rounds 2, 4 and 5, to the server alone.
+        assert len(replies) == 15
+        assert all(
+            reply == {"accuracy": Accurate.ACCURACY, "num-examples": 1}
+            for reply in replies
+        )
+        told = {r.round: r.metrics["accuracy"] for r in result.rounds if r.metrics}
+        assert list(told) == [2, 4, 5]
+        assert Accurate.ACCURACY not in told.values()
+        assert np.mean(list(told.values())) == pytest.approx(0.8642, abs=0.5)
+        spent = kinds(tmp_path, "privacy-spent")
+        assert [event["round"] for event in spent] == [1, 2, 2, 3, 4, 4, 5, 5]
+        assert [e["epsilon"] for e in spent] == sorted(e["epsilon"] for e in spent)
+        assert spent[-1]["epsilon"] <= 16.0
+
+    def test_the_same_noise_is_released_when_a_round_runs_again(self, tmp_path):
+        """In the insecure mode; and it is charged once."""
+        changes = {**CENTRAL, **TOLD, "privacy.evaluate-every": 1}
+        run(tmp_path, "whole", changes)
+        killed(tmp_path, "broken", mid_checkpoint, changes)
+        run_local(job(tmp_path, "", {**changes, "run.resume": "broken"}), 5)
+        whole, broken = (
+            {e["round"]: e["metrics"] for e in kinds(tmp_path, "round-finished", name)}
+            for name in ("whole", "broken")
+        )
+        assert whole == broken
+
+    def test_without_a_budget_for_it_nothing_is_answered(self, tmp_path):
+        with pytest.raises(Exception, match=r"privacy\.evaluate-epsilon"):
+            run(tmp_path, changes={**LOCAL, "round.evaluate": "clients"})
+
+    def test_examples_are_protected_too(self, tmp_path):
+        changes = {
+            **TOLD,
+            "privacy.mechanism": "dp-sgd",
+            "privacy.unit": "example",
+            "train.rounds": 1,
+        }
+        result = run(tmp_path, changes=changes, task=Accurate, nodes=3)
+        [report] = result.rounds
+        assert set(report.metrics) == {"accuracy"}
+        assert report.metrics["accuracy"] != pytest.approx(0.8642, abs=1e-6)
+
+
+PLATEAU = {**CENTRAL, "privacy.schedule": "on-plateau", "train.rounds": 8}
+
+
+class TestSchedules:
+    def test_less_and_less_noise(self, tmp_path):
+        run(tmp_path, changes={**CENTRAL, "privacy.schedule": "increasing"})
+        noise = [event["noise"] for event in kinds(tmp_path, "privacy-spent")]
+        assert noise == sorted(set(noise), reverse=True)
+        [plan] = kinds(tmp_path, "privacy-plan")
+        assert [level["std"] for level in plan["levels"]] == noise
+        assert 7.9 < kinds(tmp_path, "privacy-spent")[-1]["epsilon"] <= 8.0
+
+    def test_the_server_tells_the_layer_how_good_a_model_is(self, tmp_path):
+        """A model that never gets better: less noise from the fifth round on."""
+        run(tmp_path, changes=PLATEAU, task=Accurate)
+        noise = [event["noise"] for event in kinds(tmp_path, "privacy-spent")]
+        assert noise[3] == noise[0] > noise[4] == noise[6]
+
+    @pytest.mark.parametrize("point", [after_aggregate, between_record_and_event])
+    def test_a_killed_run_resumes_with_what_it_knew(self, tmp_path, point):
+        run(tmp_path, "whole", PLATEAU)
+        killed(tmp_path, "broken", point, PLATEAU)
+        run_local(job(tmp_path, "", {**PLATEAU, "run.resume": "broken"}), 5)
+        assert model_bytes(tmp_path, "broken") == model_bytes(tmp_path, "whole")
+        last, same = (
+            kinds(tmp_path, "privacy-spent", name)[-1] for name in ("broken", "whole")
+        )
+        assert (last["epsilon"], last["noise"]) == (same["epsilon"], same["noise"])
+
+    def test_without_public_test_data_it_does_not_begin(self, tmp_path):
+        with pytest.raises(Exception, match="needs public test data on the server"):
+            run(tmp_path, changes=PLATEAU, task=NoServerData)
+
+
+def test_a_cohort_of_a_fixed_size(tmp_path):
+    changes = {**CENTRAL, "privacy.sampling": "fixed", "round.fraction": 0.6}
+    result = run(tmp_path, changes=changes)
+    assert {report.cohort for report in result.rounds} == {3}
+    [plan] = kinds(tmp_path, "privacy-plan")
+    assert (plan["relation"], plan["cohort"]) == ("replace", pytest.approx(3))
+    assert all(event["cohort"] == [] for event in kinds(tmp_path, "round-started"))

@@ -17,6 +17,7 @@ from strategies.update import delta_mod
 from tests.strategies import refused_tff as tff
 from tests.strategies.compression import refused as compression
 from tests.strategies.secure import refused as secure
+from tests.strategies.secure import secagg_refused as secagg
 from truststram.errors import ConfigError
 from truststram.job import Job
 
@@ -154,6 +155,7 @@ EVALUATED = {
 REFUSED = {
     **compression.REFUSED,
     **secure.REFUSED,
+    **secagg.REFUSED,
     **tff.REFUSED,
     "anomaly settings with": {"anomaly.quarantine": 3},
     "server.momentum with": {"server.optimizer": "adam", "server.momentum": 0.9},
@@ -192,6 +194,7 @@ REFUSED = {
     },
     "privacy.schedule = on-plateau with": {
         **EVALUATED,
+        "round.evaluate": "both",
         "privacy.schedule": "on-plateau",
     },
     "privacy.sampling = fixed with noise": {**LOCAL, "privacy.sampling": "fixed"},

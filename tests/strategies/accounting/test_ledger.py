@@ -288,3 +288,32 @@ def test_description_in_words():
     replaced = Ledger(1.0, 1e-5, relation="replace", trust="local").describe()
     assert "what any one client contributes" in replaced
     assert "Releases: none" in replaced
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_reserve_counts_as_spent_and_is_not_given_out(adaptive):
+    options = {"orders": (4.0,) if adaptive else None}
+    plain = Ledger(6.0, 1e-5, adaptive, **options)
+    kept = Ledger(6.0, 1e-5, adaptive, reserve=1.0, **options)
+    less = Ledger(5.0, 1e-5, adaptive, **options)
+    assert kept.spent() == 0
+    assert kept.remaining(BODY) == less.remaining(BODY)
+    for ledger in (plain, kept):
+        ledger.charge(BODY, 10)
+    assert kept.spent() == pytest.approx(plain.spent() + 1.0)
+    again = Ledger(6.0, 1e-5, adaptive)
+    again.load_state(json.loads(json.dumps(kept.state())))
+    assert again.spent() == kept.spent()
+    assert again.remaining(BODY) == kept.remaining(BODY) < plain.remaining(BODY)
+
+
+def test_a_resumed_run_keeps_the_larger_reserve():
+    kept = Ledger(6.0, 1e-5, reserve=1e-4)
+    kept.charge(BODY)
+    again = Ledger(6.0, 1e-5, reserve=2e-4)
+    again.load_state(kept.state())
+    assert again.reserve == 2e-4
+    assert again.spent() == pytest.approx(kept.spent() + 1e-4, abs=1e-9)
+    for reserve in (-0.1, 6.0, math.nan):
+        with pytest.raises(ValueError, match="reserve"):
+            Ledger(6.0, 1e-5, reserve=reserve)

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import Message, MetricRecord, RecordDict
 
 from server_app.checkpoint import _packed, _unpacked
 from strategies.accounting.ledger import Ledger
@@ -341,3 +341,206 @@ def test_no_hostile_reply_moves_a_private_sum_by_more_than_a_clip(silent, case):
         changes.append(weights(arrays) - 0.5)
     assert np.isfinite(changes[1]).all()
     assert np.linalg.norm(changes[1] - changes[0]) <= (1 + 1e-4) / 4
+
+
+class TestSchedules:
+    def test_every_round_is_charged_and_noised_as_planned(self):
+        changes = {"train__rounds": 6, "privacy__schedule": "increasing"}
+        federation = Federation(nodes=10, shapes={"w": (20_000,)}, **changes)
+        told = []
+        for number in range(1, 7):
+            federation.ask(number)
+            noise = federation.release([], number) * 10
+            release = federation.layer.plan.at(number)
+            assert float(noise.std()) == pytest.approx(release.scale, rel=0.03)
+            told.append(federation.of("privacy-spent")[-1]["noise"])
+        assert told == sorted(told, reverse=True)
+        assert told[-1] / told[0] == pytest.approx(0.5, rel=1e-3)
+        charged = federation.layer.ledger.releases
+        assert list(charged) == [federation.layer.plan.at(n) for n in range(1, 7)]
+        assert 7.9 < federation.layer.ledger.spent() <= 8.0
+        with pytest.raises(RunError, match="before round 7"):
+            federation.ask(7)
+
+    def plateau(self, scores, rounds=12, **changes):
+        """Return the noise of every round, and the federation afterwards."""
+        federation = Federation(
+            train__rounds=rounds, privacy__schedule="on-plateau", **changes
+        )
+        return [self.round(federation, n, scores[n - 1]) for n in range(1, rounds + 1)]
+
+    def round(self, federation, number, score):
+        federation.ask(number)
+        federation.release([0.01] * 10, number)
+        federation.layer.observe(number, {"accuracy": score, "loss": 0.0})
+        return federation.of("privacy-spent")[-1]["noise"]
+
+    def test_noise_falls_on_a_plateau_and_the_budget_lasts(self):
+        better = self.plateau([i / 12 for i in range(12)])
+        assert len(set(better)) == 1
+        stuck = self.plateau([0.5] * 12)
+        assert stuck[0] == better[0]
+        assert stuck[:4] == [stuck[0]] * 4  # the first and three without progress
+        assert stuck[4] == pytest.approx(0.7 * stuck[0], rel=1e-5)
+        # A second step down would not leave enough for the last rounds.
+        assert stuck[4:] == [stuck[4]] * 8
+        late = self.plateau([min(i, 7) for i in range(12)])
+        assert late[-1] == stuck[-1] < late[8] == late[0]
+
+    def test_less_is_better_for_a_loss_and_nan_is_no_progress(self):
+        federation = Federation(train__rounds=9, privacy__schedule="on-plateau")
+        for number in range(1, 10):
+            federation.ask(number)
+            federation.release([], number)
+            value = None if number % 2 else 1.0 / number
+            federation.layer.observe(number, {"loss": value})
+        noise = [event["noise"] for event in federation.of("privacy-spent")]
+        assert len(set(noise)) == 1
+
+    def test_a_filter_composes_it_and_holds_the_budget(self):
+        federation = Federation(train__rounds=9, privacy__schedule="on-plateau")
+        for number in range(1, 10):
+            self.round(federation, number, 0.5)
+        ledger = federation.layer.ledger
+        assert ledger.adaptive
+        assert len(ledger.orders) == 1
+        assert len(ledger.releases) > 1
+        assert ledger.spent() <= 8.0
+        assert "Rényi filter" in ledger.describe()
+        with pytest.raises(RunError, match="budget is spent"):
+            [self.round(federation, number, 0.5) for number in range(10, 40)]
+        assert ledger.spent() <= 8.0
+
+    def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(self):
+        whole = Federation(train__rounds=9, privacy__schedule="on-plateau")
+        before = [self.round(whole, n, 0.5) for n in range(1, 6)]
+        again = Federation(train__rounds=9, privacy__schedule="on-plateau")
+        tensors: dict = {}
+        state = json.dumps(_packed(whole.layer.state(), tensors, "s"), allow_nan=False)
+        again.layer.load_state(_unpacked(json.loads(state), tensors))
+        after = [
+            [self.round(federation, n, 0.5) for n in range(6, 10)]
+            for federation in (whole, again)
+        ]
+        assert after[0] == after[1]
+        assert after[0][-1] < before[0]
+        assert again.layer.ledger.orders == whole.layer.ledger.orders
+        assert again.layer.state() == whole.layer.state()
+
+    def test_without_a_word_of_the_model_the_noise_stays(self):
+        federation = Federation(train__rounds=9, privacy__schedule="on-plateau")
+        for number in range(1, 10):
+            federation.ask(number)
+            federation.release([], number)
+            federation.layer.observe(number, {})
+        assert len({e["noise"] for e in federation.of("privacy-spent")}) == 1
+
+
+FIXED = {"privacy__sampling": "fixed", "round__fraction": 0.3, "train__rounds": 3}
+
+
+class TestFixedCohorts:
+    def test_exactly_m_are_asked_and_the_sum_is_divided_by_m(self, silent):
+        federation = Federation(nodes=10, **FIXED)
+        cohorts = []
+        for number in (1, 2, 3):
+            asked = federation.ask(number)
+            assert len(asked) == 3
+            cohorts.append({m.metadata.dst_node_id for m in asked})
+            np.testing.assert_allclose(
+                federation.release([0.1] * 3, number), 0.1, rtol=1e-4
+            )
+        assert len(set(map(frozenset, cohorts))) > 1
+        [plan] = federation.of("privacy-plan")
+        assert plan["relation"] == "replace"
+        assert "exactly 3 of 10" in plan["sampling"]
+
+    def test_the_noise_is_that_of_two_clips(self):
+        federation = Federation(nodes=10, shapes={"w": (20_000,)}, **FIXED)
+        federation.ask()
+        release = federation.layer.plan.release
+        assert release.sensitivity == 2.0
+        assert float(federation.release([]).std()) * 3 == pytest.approx(
+            release.scale, rel=0.03
+        )
+
+    @pytest.mark.parametrize("nodes", [9, 11])
+    def test_another_number_of_nodes_stops_the_run(self, nodes):
+        federation = Federation(nodes=10, **FIXED)
+        federation.ask(1)
+        federation.release([], 1)
+        before = federation.layer.ledger.state()
+        federation.grid = grid_of(adding_app(lambda p, r: 1.0), nodes)
+        with pytest.raises(RunError, match="number of nodes that does not change"):
+            federation.ask(2)
+        assert federation.layer.ledger.state() == before
+
+    def test_it_is_remembered_from_before_a_resume(self):
+        federation = Federation(nodes=10, **FIXED)
+        federation.ask(1)
+        federation.release([], 1)
+        again = Federation(nodes=12, **FIXED)
+        again.layer.load_state(federation.layer.state())
+        with pytest.raises(RunError, match=r"12 nodes are connected .* with 10"):
+            again.ask(2)
+
+
+TOLD = {
+    "privacy__evaluate_epsilon": 2.0,
+    "round__evaluate": "clients",
+    "train__rounds": 1,
+}
+
+
+class TestEvaluation:
+    def evaluate(self, federation, values):
+        federation.ask()
+        federation.release([])
+        messages = list(
+            federation.layer.configure_evaluate(
+                1, federation.model, config(), federation.grid
+            )
+        )
+        replies = [
+            Message(
+                RecordDict({"m": MetricRecord({"accuracy": v, "num-examples": 1})}),
+                reply_to=m,
+            )
+            for v, m in zip(values, messages, strict=False)
+        ]
+        return federation.layer.aggregate_evaluate(1, replies)
+
+    def test_the_mean_over_all_nodes_with_a_charge(self, monkeypatch):
+        monkeypatch.setattr(
+            "strategies.mechanisms.evaluation.draw",
+            lambda r, u, d, s: np.zeros(d, np.int64),
+        )
+        federation = Federation(nodes=4, **TOLD)
+        found = self.evaluate(federation, [1.0, 0.8, 7.0])  # one does not answer
+        assert dict(found) == {"accuracy": pytest.approx(2.8 / 4 + 0.5 / 4)}
+        assert federation.layer.ledger.releases[federation.layer.plan.evaluation] == 1
+        first, second = federation.of("privacy-spent")
+        assert first["epsilon"] < second["epsilon"] <= 8.0
+        assert second["round"] == 1
+
+    def test_it_has_noise_also_of_nobody(self):
+        found = self.evaluate(Federation(nodes=4, **TOLD), [])
+        assert found["accuracy"] != 0.5
+
+    def test_a_second_one_would_overspend_and_is_not_released(self):
+        federation = Federation(nodes=4, privacy__epsilon=2.1, **TOLD)
+        assert self.evaluate(federation, [0.5]) is not None
+        spent = federation.layer.ledger.spent()
+        assert federation.layer.aggregate_evaluate(1, []) is None
+        assert federation.layer.ledger.spent() == spent
+
+    def test_behind_the_guard_nobody_counts_twice_and_an_empty_round_is_one(self):
+        federation = Federation(nodes=4, **TOLD)
+        guard = Guard(federation.layer, static=True)
+        guard.emit = federation.layer.emit
+        federation.layer._nodes = 0
+        ask = (1, federation.model, config(), federation.grid)
+        list(guard.configure_train(*ask))
+        guard.aggregate_train(1, [])
+        list(guard.configure_evaluate(*ask))
+        assert guard.aggregate_evaluate(1, []) is not None

@@ -175,3 +175,79 @@ class TestExamples:
         send(TWO_ROUNDS, ask(), context)
         with pytest.raises(WithheldError, match="planned for 2 rounds"):
             send({**TWO_ROUNDS, "train.rounds": 3}, ask(), context)
+
+
+TOLD = {
+    **LOCAL,
+    "privacy.epsilon": 10.0,
+    "privacy.evaluate-epsilon": 8.0,
+    "round.evaluate": "clients",
+}
+
+
+def accurate(**metrics):
+    def call(message: Message, context: Context) -> Message:
+        record = MetricRecord({"num-examples": 4711, **metrics})
+        return Message(RecordDict({"metrics": record}), reply_to=message)
+
+    return call
+
+
+class TestEvaluation:
+    def told(self, job=TOLD, context=None, **metrics):
+        inner = accurate(**(metrics or {"accuracy": 0.75, "loss": SECRET}))
+        return send(job, ask("evaluate"), context, inner)
+
+    @pytest.mark.parametrize("unit", ["client", "example"])
+    def test_only_a_noisy_accuracy_leaves(self, unit):
+        job = TOLD if unit == "client" else {**TOLD, **EXAMPLES}
+        reply = self.told(job)
+        assert list(reply.content) == ["metrics"]
+        found = dict(reply.content["metrics"])
+        assert set(found) == {"accuracy", "num-examples"}
+        assert found["num-examples"] == 1
+        assert found["accuracy"] != 0.75
+        assert found["accuracy"] == pytest.approx(0.75, abs=9)  # nine steps
+        assert str(SECRET) not in repr(reply.content)
+
+    def test_a_trusted_server_gets_it_clipped_and_nothing_else(self):
+        job = {**TOLD, "privacy.trust": "central"}
+        found = dict(self.told(job, accuracy=7.5, loss=SECRET).content["metrics"])
+        assert found == {"accuracy": 1.0, "num-examples": 1}
+
+    @pytest.mark.parametrize("unit", ["client", "example"])
+    def test_a_node_answers_as_often_as_planned(self, unit):
+        job = TOLD if unit == "client" else {**TOLD, **EXAMPLES}
+        context = make_context(7, {"partition-id": 3}, {})
+        self.told(job, context)
+        for _ in range(2):
+            with pytest.raises(WithheldError, match="budget is spent after 1"):
+                self.told(job, context)
+        for _ in range(2):  # training has its own part
+            assert send(job, ask(), context).has_content()
+        with pytest.raises(WithheldError, match=r"spent after (2 rounds|3 releases)"):
+            send(job, ask(), context)
+
+    def test_training_first_leaves_room_for_it(self):
+        context = make_context(7, {"partition-id": 3}, {})
+        for _ in range(2):
+            send(TOLD, ask(), context)
+        assert self.told(TOLD, context).has_content()
+
+    def test_a_continued_run_with_more_evaluations_does_not_overspend(self):
+        context = make_context(7, {"partition-id": 3}, {})
+        self.told(TOLD, context)
+        for _ in range(2):
+            send(TOLD, ask(), context)
+        longer = {**TOLD, "train.rounds": 4, "privacy.evaluate-every": 2}
+        with pytest.raises(WithheldError, match="budget is spent after 3"):
+            self.told(longer, context)
+
+    def test_without_an_accuracy_nothing_is_told(self):
+        with pytest.raises(WithheldError, match="tells no accuracy"):
+            self.told(loss=SECRET)
+
+    def test_what_went_wrong_stays_on_the_node(self):
+        with pytest.raises(WithheldError) as caught:
+            send(TOLD, ask("evaluate"), inner=client(error=ValueError(TEXT)))
+        assert str(caught.value) == "evaluation failed; the reason stays on the node"

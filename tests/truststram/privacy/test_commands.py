@@ -27,7 +27,14 @@ def folder(tmp_path_factory):
     kinds = {
         "central": PRIVATE,
         "insecure": PRIVATE | {"privacy.insecure": True, "train.rounds": 1},
-        "local": PRIVATE | {"privacy.trust": "local", "train.rounds": 1},
+        "local": {
+            **PRIVATE,
+            "privacy.trust": "local",
+            "train.rounds": 1,
+            "privacy.evaluate-epsilon": 2.0,
+            "round.evaluate": "clients",
+        },
+        "plateau": {**PRIVATE, "privacy.schedule": "on-plateau", "train.rounds": 2},
         "examples": {
             **PRIVATE,
             "privacy.mechanism": "dp-sgd",
@@ -53,6 +60,17 @@ def test_plan_prints_guarantee_table_and_verdict():
     parsed = json.loads(truststram(*asked, "--json").output)
     assert parsed["mechanism"] == "gaussian"
     assert truststram("plan").exit_code == 2
+
+
+def test_plan_says_what_mixing_would_gain():
+    asked = ("plan", "-c", "privacy.mechanism=laplace", "-c", "privacy.trust=local")
+    asked += ("-c", "train.rounds=1", "-c", "privacy.epsilon=1", "--shuffled", "1000")
+    result = truststram(*asked, "-c", "task.name=breast-cancer")
+    assert result.exit_code == 0
+    assert "Not in this version" in result.output
+    refused = truststram("plan", "-c", "privacy.mechanism=gaussian", "--shuffled", "9")
+    assert refused.exit_code == 2
+    assert "--shuffled 9" in refused.output
 
 
 def test_audit_passes_honest_noise_and_fails_half_of_it(monkeypatch):
@@ -95,6 +113,23 @@ def test_report_of_noise_by_the_server(folder):
     shown = truststram("report", folder / "central")
     assert shown.exit_code == 0
     assert "Not covered" in shown.output
+
+
+def test_report_of_noise_that_followed_the_outputs(folder):
+    content = json.loads(
+        truststram("report", "plateau", "--dir", folder, "--json").output
+    )
+    assert "what may be claimed is the budget" in content["guarantee"]
+    assert content["problems"] == []
+    assert 0 < content["epsilon"] <= content["budget"] == 8
+
+
+def test_report_counts_the_accuracies_that_nodes_told(folder):
+    content = json.loads(
+        truststram("report", "local", "--dir", folder, "--json").output
+    )
+    assert "1 x staircase (epsilon0 2; everyone takes part)" in content["guarantee"]
+    assert 6 < content["epsilon"] <= 8
 
 
 @pytest.mark.parametrize("kind", ["local", "examples"])

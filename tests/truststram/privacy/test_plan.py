@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pytest
 
@@ -21,15 +22,17 @@ def _tiny():
     register_task("tiny", TinyTask)
 
 
-def plan(nodes=10, **changes):
+def plan(nodes=10, *, rounds=2, fraction=1.0, evaluate="auto", shuffled=0, **changes):
     keys = {"mechanism": "gaussian", **changes}
-    given = {f"privacy.{k.replace('_', '-')}": v for k, v in keys.items()}
-    return preview(
-        Job.of(
-            {"task.name": "tiny", "train.rounds": 2, "train.batch-size": 8, **given}
-        ),
-        nodes,
-    )
+    given = {
+        "task.name": "tiny",
+        "train.rounds": rounds,
+        "train.batch-size": 8,
+        "round.fraction": fraction,
+        "round.evaluate": evaluate,
+        **{f"privacy.{k.replace('_', '-')}": v for k, v in keys.items()},
+    }
+    return preview(Job.of(given), nodes, shuffled)
 
 
 def test_the_ratio_is_noise_over_the_longest_sum():
@@ -99,6 +102,74 @@ def test_the_verdict_is_plain():
     hopeless = "\n".join(lines(plan(epsilon=0.1)))
     assert "hopeless" in hopeless
     assert "At this budget" in hopeless
+
+
+def test_a_schedule_shows_its_levels():
+    found = plan(schedule="increasing")
+    assert [level["rounds"] for level in found["levels"]] == [1, 1]
+    first, last = (level["std"] for level in found["levels"])
+    assert last < found["noise-std"] < first
+    assert f"1 x {first:.3g}, 1 x {last:.3g}." in "\n".join(lines(found))
+    waiting = plan(schedule="on-plateau")
+    assert "what may be claimed is the budget" in waiting["guarantee"]
+    start = waiting["levels"][0]["std"]
+    assert f"starts at {start:.3g} clips" in "\n".join(lines(waiting))
+    assert start > found["noise-std"]
+    assert "Rounds and their noise" not in "\n".join(lines(plan()))
+
+
+def test_a_fixed_cohort_is_said_in_words():
+    words = plan(20, sampling="fixed", fraction=0.25)["guarantee"]
+    assert "exactly 5 of 20 take part" in words
+    assert "Relation: replace" in words
+
+
+@pytest.mark.parametrize("trust", ["local", "central"])
+def test_evaluation_by_the_nodes_says_how_exact_it_is(trust):
+    found = plan(20, epsilon=9.0, trust=trust, evaluate_epsilon=8.0, evaluate="clients")
+    told = found["evaluation"]
+    assert (told["times"], told["epsilon"], told["nodes"]) == (1, 8.0, 20)
+    # 0.058 a node over the root of 20, or half of it once over 20.
+    points = 1.30 if trust == "local" else 0.145
+    assert told["error-points"] == pytest.approx(points, rel=0.01)
+    assert "1 x staircase (epsilon0 8" in found["guarantee"]
+    assert f"{told['error-points']:.2g} points" in "\n".join(lines(found))
+    assert "evaluation" not in plan()
+
+
+class TestShuffling:
+    LOCAL: ClassVar = {"trust": "local", "mechanism": "laplace", "epsilon": 2.0}
+
+    def test_it_says_what_mixing_would_gain_and_that_nobody_mixes(self):
+        found = plan(rounds=1, shuffled=1000, **self.LOCAL)
+        mixed = found["shuffled"]
+        assert mixed["local-epsilon"] == pytest.approx(2.0, rel=1e-3)
+        assert 0.4 < mixed["epsilon"] < 0.5
+        assert mixed["available"] is False
+        text = "\n".join(lines(found))
+        assert "Not in this version: if a party other than the server mixed" in text
+        # The guarantee is the same with and without.
+        assert found["guarantee"] == plan(rounds=1, **self.LOCAL)["guarantee"]
+
+    def test_no_gain_at_a_local_epsilon_of_eight(self):
+        found = plan(rounds=1, shuffled=10_000, **{**self.LOCAL, "epsilon": 8.0})[
+            "shuffled"
+        ]
+        assert found["epsilon"] == pytest.approx(found["local-epsilon"], rel=1e-3)
+
+    @pytest.mark.parametrize(
+        ("changes", "found"),
+        [
+            ({"trust": "local"}, "gaussian"),
+            ({}, "no noise by the nodes"),
+            ({"mechanism": "dp-sgd", "unit": "example"}, "no noise by the nodes"),
+        ],
+    )
+    def test_noise_without_such_a_bound_is_refused(self, changes, found):
+        with pytest.raises(ConfigError, match=f"--shuffled 10: .* the job has {found}"):
+            plan(shuffled=10, **changes)
+        with pytest.raises(ConfigError, match="at least 1 reply"):
+            plan(shuffled=-1, **self.LOCAL)
 
 
 def test_refused_are_jobs_without_privacy_and_unsound_ones():
