@@ -13,7 +13,7 @@ the server could subtract.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
@@ -28,22 +28,25 @@ from truststram.rng import derive
 from .contribution import numbers_of, update_of
 from .journal import Journal
 from .keys import Keyring, keyring_of
+from .quantise import Coder
 from .secagg_client import Client
 from .secagg_state import RoundState
-from .secagg_wire import KEYS, MASK, SCHEME, Request, Settings, label_of
+from .secagg_wire import KEYS, MASK, SCHEME, Request, Settings, label_of, word_of
 from .wire import SECURE, hash_of_model, seal, with_frame
 from .withheld import WithheldError, withheld
 
 __all__ = ["secagg_mod"]
 
 
-def secagg_mod(job: Job) -> Mod:
+def secagg_mod(job: Job, encoder: Callable[[int], Coder] | None = None) -> Mod:
     """Return the mod for a job with ``secure.scheme = secagg``; the outermost.
 
     Parameters
     ----------
     job : Job
         Its ``secure`` section and ``run.seed``, which decides how values are rounded.
+    encoder : callable, optional
+        As in :class:`.secagg_wire.Settings`; the same on the server.
 
     Guarantees
     ----------
@@ -59,7 +62,7 @@ def secagg_mod(job: Job) -> Mod:
     """
     if job.secure.scheme != SCHEME:
         raise ConfigError(f"secagg_mod needs secure.scheme = {SCHEME}.")
-    settings = Settings(job)
+    settings = Settings(job, encoder)
 
     def mod(
         message: Message, context: Context, call_next: ClientAppCallable
@@ -107,7 +110,7 @@ class _Node:
             self.state.put(client.state())
         return Message(with_frame(reply), reply_to=self.message)
 
-    def _frame(self, cohort: str, body: bytes, **about: object) -> bytes:
+    def _frame(self, cohort: str, body: bytes | memoryview, **about: object) -> bytes:
         header = self.settings.header(self.run, self.request, cohort, **about)
         return seal(self.keyring.identity, header, body)
 
@@ -132,7 +135,7 @@ class _Node:
         about = {"values": len(update), "metrics": sorted(metrics)}
         values = self._integers(about, update, examples, metrics)
         self.client.mask(values)
-        return self._frame(cohort.tag.hex(), values.tobytes(), **about)
+        return self._frame(cohort.tag.hex(), values.data.cast("B"), **about)
 
     def _integers(
         self,
@@ -150,4 +153,4 @@ class _Node:
             vector = slots.fill(update, examples, metrics, label, rng)
         except (ValueError, ProtocolError):  # not a number, or unusual metrics
             raise WithheldError("the update cannot be encoded") from None
-        return vector.astype(self.settings.word, copy=False)
+        return vector.astype(word_of(slots), copy=False)

@@ -18,6 +18,7 @@ the update is and which metrics follow it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -25,16 +26,16 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
-from truststram.errors import ProtocolError
+from truststram.errors import ConfigError, ProtocolError
 from truststram.job import Job
 
 from .masks import word
-from .quantise import Quantiser
+from .quantise import Coder, Quantiser
 from .secagg import STAGES, Session
 from .slots import Slots
 from .wire import SECURE, Header, digest
 
-__all__ = ["KEYS", "MASK", "SCHEME", "Request", "Settings"]
+__all__ = ["KEYS", "MASK", "SCHEME", "Request", "Settings", "word_of"]
 
 SCHEME = "secagg"
 KEYS, MASK = "keys", "mask"
@@ -50,9 +51,17 @@ class Settings:
     Parameters
     ----------
     job : Job
+    encoder : callable, optional
+        ``encoder(n)`` encodes updates of n values, in the place of the quantiser:
+        whoever adds noise to them also makes integers of them.
     """
 
     job: Job
+    encoder: Callable[[int], Coder] | None = None
+
+    def coder(self, values: int) -> Coder:
+        """Return what makes integers of updates of so many values."""
+        return self.encoder(values) if self.encoder else self.quantiser
 
     @cached_property
     def quantiser(self) -> Quantiser:
@@ -63,14 +72,15 @@ class Settings:
 
     @property
     def word(self) -> np.dtype[Any]:
-        """Type of the masked values."""
+        """Type of the masked values of the quantiser."""
         return word(self.quantiser.width)
 
     @cached_property
     def hash(self) -> str:
         """Hash of everything a frame depends on."""
         keys = self.job.secure
-        about = [SCHEME, keys.threat, keys.min_cohort, self.quantiser]
+        noise = [self.job.privacy, keys.colluders] if self.encoder else []
+        about = [SCHEME, keys.threat, keys.min_cohort, self.quantiser, *noise]
         return digest(repr(about).encode())
 
     def session(self, run: str, request: Request) -> Session:
@@ -108,9 +118,16 @@ class Settings:
                 raise ValueError
             if not all(isinstance(name, str) for name in names):
                 raise ValueError
-            return Slots(self.quantiser, values, tuple(names))
-        except (KeyError, TypeError, ValueError):
+            # A sum with a mask left in it is out of range everywhere, so a checksum
+            # would show nothing more, and digits of it are not sums of the updates.
+            return Slots(self.coder(values), values, tuple(names), checked=False)
+        except (ConfigError, KeyError, TypeError, ValueError):
             raise ProtocolError("header", "no description of an update") from None
+
+
+def word_of(slots: Slots) -> np.dtype[Any]:
+    """Return the type of the masked values, whoever encoded them."""
+    return word(slots.quantiser.width)
 
 
 def label_of(session: Session) -> str:

@@ -82,11 +82,14 @@ class Slots:
         Length of the update, n.
     metrics : tuple of str
         Names of the metrics, sorted.
+    checked : bool
+        With the checksum; otherwise it is 0.
     """
 
     quantiser: Coder
     values: int
     metrics: tuple[str, ...] = ()
+    checked: bool = True
 
     def __post_init__(self) -> None:
         in_range(11, 32, bits=self.quantiser.bits)
@@ -174,7 +177,7 @@ class Slots:
         return Summed(values, count, examples, clipped, means)
 
     def _checksum(self, q: NDArray[np.integer], label: str) -> int:
-        if self.quantiser.noised:
+        if self.quantiser.noised or not self.checked:
             return 0
         return _checksum(q, label)
 

@@ -138,7 +138,7 @@ def hash_of_model(arrays: ArrayRecord) -> str:
     return digest(*parts)
 
 
-def seal(identity: Identity, header: Header, body: bytes) -> bytes:
+def seal(identity: Identity, header: Header, body: bytes | memoryview) -> bytes:
     """Return the frame of ``body``, signed.
 
     Parameters
@@ -146,7 +146,7 @@ def seal(identity: Identity, header: Header, body: bytes) -> bytes:
     identity : Identity
     header : Header
         ``node`` and ``body`` are filled in.
-    body : bytes
+    body : bytes, or a memoryview of bytes
     """
     name, sha = identity.member.name, hashlib.sha256(body).hexdigest()
     fields = asdict(replace(header, node=name, body=sha))
