@@ -23,7 +23,6 @@ shapes only, and the values travel beside them.
 
 from __future__ import annotations
 
-import collections
 import importlib.util
 import json
 import os
@@ -40,11 +39,11 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tensorflow_federated as tff  # noqa: E402
 
-from tff_bridge.ops_tf import Run, apply  # noqa: E402
+from tff_bridge.classifier_tf import METRICS, ClassifierParts  # noqa: E402
+from tff_bridge.graphs_tf import evaluate, is_additive, shrink  # noqa: E402
 
 Json = dict[str, Any]
-METRICS = ("loss_sum", "correct", "examples")
-SECURE_SLOTS = {
+SECURE_SLOTS: dict[str, tuple[str, Callable[[int], int]]] = {
     "bitwidth": ("secure_sum_bitwidth", lambda bits: 1 << bits),
     "max-input": ("secure_sum_max_input", lambda largest: largest + 1),
     "modulus": ("secure_modular_sum_modulus", lambda modulus: modulus),
@@ -54,64 +53,15 @@ SECURE_SLOTS = {
 def functional_model(
     graph: Json, constants: Mapping[str, Any], weights: Any, metrics: bool
 ) -> Any:
-    """Return the traced model for ``tff.learning``: scores, cross-entropy, metrics."""
-
-    # TensorFlow Federated wants every function to be a tf.function.
-    @tf.function
-    def predict(model_weights: Any, x: Any, training: bool) -> Any:
-        trainable, _ = model_weights
-        return apply(Run(tf, training), graph, trainable, constants, x)
-
-    @tf.function
-    def loss(output: Any, label: Any, sample_weight: Any = None) -> Any:
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(label, output)
-        return tf.reduce_mean(losses)
-
-    options = {"metrics_fns": metrics_functions()} if metrics else {}
-    given = graph["input"]
-    features = tf.TensorSpec(given["shape"], tf.dtypes.as_dtype(given["dtype"]))
+    """Return the traced model for ``tff.learning``."""
+    parts = ClassifierParts(graph, constants)
     return tff.learning.models.FunctionalModel(
         initial_weights=(tuple(weights), ()),
-        predict_on_batch_fn=predict,
-        loss_fn=loss,
-        input_spec=(features, tf.TensorSpec([None], tf.int64)),
-        **options,
+        predict_on_batch_fn=parts.predict,
+        loss_fn=parts.loss,
+        input_spec=parts.input_spec,
+        **({"metrics_fns": parts.metrics} if metrics else {}),
     )
-
-
-def metrics_functions() -> tuple[Callable[..., Any], ...]:
-    """Return initialize, update and finalize of loss, accuracy and examples."""
-
-    @tf.function
-    def initialize() -> Any:
-        zero = tf.zeros([], tf.int64)
-        return collections.OrderedDict(
-            loss_sum=tf.zeros([]), correct=zero, examples=zero
-        )
-
-    @tf.function
-    def update(
-        state: Any, y_true: Any, batch_output: Any, sample_weight: Any = None
-    ) -> Any:
-        rows = tf.shape(y_true, out_type=tf.int64)[0]
-        hits = tf.equal(tf.argmax(batch_output.predictions, axis=1), y_true)
-        return collections.OrderedDict(
-            loss_sum=state["loss_sum"] + batch_output.loss * tf.cast(rows, tf.float32),
-            correct=state["correct"] + tf.reduce_sum(tf.cast(hits, tf.int64)),
-            examples=state["examples"] + rows,
-        )
-
-    @tf.function
-    def finalize(state: Any) -> Any:
-        rows = tf.cast(state["examples"], tf.float32)
-        hits = tf.cast(state["correct"], tf.float32)
-        return collections.OrderedDict(
-            loss=tf.math.divide_no_nan(state["loss_sum"], rows),
-            accuracy=tf.math.divide_no_nan(hits, rows),
-            examples=state["examples"],
-        )
-
-    return initialize, update, finalize
 
 
 def learning_process(spec: Json, model: Any) -> Any:
@@ -193,16 +143,12 @@ def analytics_process(path: Path) -> tuple[Any, Any]:
     if hasattr(module, "initialize"):
         return module.initialize, computation
 
-    @tff.federated_computation()
-    def initialize() -> Any:
-        return tff.federated_value((), tff.SERVER)
-
-    data = computation.type_signature.parameter
-
-    @tff.federated_computation(initialize.type_signature.result, data)
-    def step(state: Any, silo_data: Any) -> Any:
-        return state, computation(silo_data)
-
+    initialize = tff.federated_computation(lambda: tff.federated_value((), tff.SERVER))
+    step = tff.federated_computation(
+        lambda state, data: (state, computation(data)),
+        initialize.type_signature.result,
+        computation.type_signature.parameter,
+    )
     return initialize, step
 
 
@@ -258,20 +204,6 @@ def piece(computation: Any) -> tuple[Json, bytes]:
     }
     shrink(graph)
     return described, graph.SerializeToString(deterministic=True)
-
-
-def shrink(graph: Any) -> None:
-    """Leave out what a graph does not need: notes, and the bytes of zeros."""
-    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
-    for node in nodes:
-        node.ClearField("experimental_debug_info")
-        tensor = node.attr["value"].tensor if node.op == "Const" else None
-        if (
-            tensor
-            and len(tensor.tensor_content) > 64
-            and not any(tensor.tensor_content)
-        ):
-            tensor.ClearField("tensor_content")  # no values means zeros
 
 
 def typed_leaves(kind: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -384,44 +316,6 @@ def constants_of(computation: Any) -> list[int]:
     graph = tf.compat.v1.GraphDef.FromString(made.graph_def.value)
     names = list(bound_leaves(made.result))
     return [int(value) for value in evaluate(graph, names, {})]
-
-
-def evaluate(graph: Any, outputs: list[str], feed: Mapping[str, Any]) -> list[Any]:
-    """Return what a graph computes, without TensorFlow Federated's executor."""
-    if not outputs:
-        return []
-    with tf.Graph().as_default() as made, tf.compat.v1.Session(graph=made) as session:
-        tf.import_graph_def(graph, name="")
-        values: list[Any] = session.run(outputs, feed)
-        return values
-
-
-def is_additive(pieces: Json, graphs: Mapping[str, bytes]) -> bool:
-    """Return whether ``accumulate`` adds leaf by leaf, starting at zeros.
-
-    Tried on random integers, on which a sum of floats is exact too.
-    """
-    zero, add = pieces["zero"], pieces["accumulate"]
-    total, given = zero["outputs"], add["inputs"]
-    if [x["shape"] for x in given[len(total) :]] != [x["shape"] for x in total]:
-        return False
-    shapes = [x["shape"] for x in total]
-    if any(size is None for shape in shapes for size in shape):
-        return False
-    if any(x["dtype"] in ("string", "bool") for x in given):
-        return False
-    made = {
-        n: tf.compat.v1.GraphDef.FromString(graphs[n]) for n in ("zero", "accumulate")
-    }
-    start = evaluate(made["zero"], [x["tensor"] for x in total], {})
-    if any(np.any(value) for value in start):
-        return False
-    rng = np.random.default_rng(0)
-    values = [rng.integers(0, 1000, x["shape"]).astype(x["dtype"]) for x in given]
-    feed = {x["tensor"]: v for x, v in zip(given, values, strict=True)}
-    found = evaluate(made["accumulate"], [x["tensor"] for x in add["outputs"]], feed)
-    terms = zip(values[: len(total)], values[len(total) :], strict=True)
-    return all(np.array_equal(f, a + b) for f, (a, b) in zip(found, terms, strict=True))
 
 
 def processes(source: Path) -> Iterator[tuple[str, Any, Any, list[list[int]]]]:

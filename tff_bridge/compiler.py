@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from truststram.errors import ConfigError, ProtocolError, RunError
 
 from .job import CrossSiloJob, shape_of
-from .manifest import PIECES, Leaf, Piece, Program, canonical_json
+from .manifest import canonical_json
+from .pieces import PIECES, Leaf, Piece, Program
 from .plan import Plan, read_plan
 from .subprocess_tree import run_bounded
 from .trace import Traced, trace
@@ -103,8 +104,8 @@ def traced_model(job: CrossSiloJob) -> Traced:
     model = task.model(job.base, job.base.run.seed)
     if not isinstance(model, torch.nn.Module):
         raise ConfigError(
-            f"task.name = {name}: its model is of {type(model).__module__}, not a torch "
-            "module. Keras models are not compiled: write the model in torch."
+            f"task.name = {name}: its model is of {type(model).__module__}. Only torch "
+            "models are compiled, no Keras models: write the model in torch."
         )
     if job.tff.input_shape:
         dtype = getattr(torch, job.tff.input_dtype)
@@ -149,7 +150,7 @@ def _compiled(
     target.mkdir()
     write_input(job, traced, source)
     status, errors = run_bounded(
-        [*_command(), str(_SCRIPT), str(source), str(target)],
+        [*tff_python(), str(_SCRIPT), str(source), str(target)],
         environment=_environment(),
         time_limit=time_limit,
     )
@@ -178,8 +179,16 @@ def _read(path: Path) -> bytes:
         raise ConfigError(f"{path}: {error.strerror}.") from error
 
 
-def _command() -> list[str]:
-    """Return what runs a script in TensorFlow Federated's environment."""
+def tff_python() -> list[str]:
+    """Return the command that runs a script in TensorFlow Federated's environment.
+
+    Raises
+    ------
+    ConfigError
+        If ``TRUSTSTRAM_TFF_PYTHON`` names no program.
+    RunError
+        If there is no uv.
+    """
     if python := os.environ.get(TFF_PYTHON):
         if shutil.which(python) is None:
             raise ConfigError(f"{TFF_PYTHON} = {python}: there is no such program.")

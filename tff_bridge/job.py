@@ -103,7 +103,7 @@ class PlanKeys:
     )
     computation: str = _key(
         "",
-        "a Python file with a tff.federated_computation to compile in place of training; "
+        "a Python file with a tff.federated_computation to compile, not to train; "
         "it runs on this machine only and is not shipped",
     )
 

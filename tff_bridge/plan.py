@@ -55,7 +55,7 @@ from truststram.errors import ProtocolError
 from . import archive, manifest
 from .allowed_ops import ALLOWED_OPS
 from .graphdef import scan
-from .manifest import Leaf, Piece, Program
+from .pieces import Leaf, Piece, Program
 
 __all__ = ["Leaf", "Piece", "Plan", "Program", "read_plan"]
 

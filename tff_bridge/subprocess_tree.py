@@ -13,15 +13,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 
+from truststram._processes import terminable
 from truststram.errors import RunError
 
 __all__ = ["run_bounded"]
 
 MAX_ERRORS = 1 << 16
+POLL = 0.05
 
-# In a process of its own: the group's leader reads its standard input to the end.
+# It must not share a group with the program, nor with us: Ctrl-C reaches a group.
 _GUARD = """
 import os, signal, sys
 sys.stdin.buffer.read()
@@ -35,41 +38,50 @@ except (ProcessLookupError, PermissionError):
 def run_bounded(
     command: Sequence[str], *, environment: Mapping[str, str], time_limit: float
 ) -> tuple[int, str]:
-    """Run ``command`` and return (status, the last of what it wrote as errors).
+    """Run ``command`` and return (status, the last of what it wrote).
+
+    When this returns or raises, no process of the program's group is left.
 
     Raises
     ------
     RunError
         If it does not start or does not end within ``time_limit`` seconds.
     KeyboardInterrupt
-        As soon as the program has ended.
+        On Ctrl-C or SIGTERM.
     """
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile() as output, terminable():
+        process = _started(command, environment, output.fileno())
         try:
-            process = subprocess.Popen(  # noqa: S603  # our own list, no shell
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=errors,
-                stderr=errors,
-                env=dict(environment),
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise RunError(f"{command[0]} does not start: {error.strerror}.") from error
-        guard = _start_guard(process.pid)
-        try:
-            status = process.wait(time_limit)
-        except subprocess.TimeoutExpired:
-            raise RunError(
-                f"{os.path.basename(command[0])} did not end within {time_limit:g} s."
-            ) from None
+            # A guard that is too late finds no group: numbers are not used again
+            # before the leader is reaped, which is the last thing done here.
+            guard = _start_guard(process.pid)
+            try:
+                _wait(process.pid, time_limit, os.path.basename(command[0]))
+            finally:
+                _end(process)
+                guard.kill()
+                guard.communicate()
         finally:
-            _kill_group(process)
-            guard.kill()
-            guard.communicate()
-        size = errors.seek(0, os.SEEK_END)
-        errors.seek(max(0, size - MAX_ERRORS))
-        return status, errors.read().decode(errors="replace")
+            _end(process)
+        size = output.seek(0, os.SEEK_END)
+        output.seek(max(0, size - MAX_ERRORS))
+        return process.returncode, output.read().decode(errors="replace")
+
+
+def _started(
+    command: Sequence[str], environment: Mapping[str, str], output: int
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(  # noqa: S603  # our own list, no shell
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=dict(environment),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise RunError(f"{command[0]} does not start: {error.strerror}.") from error
 
 
 def _start_guard(group: int) -> subprocess.Popen[bytes]:
@@ -82,9 +94,18 @@ def _start_guard(group: int) -> subprocess.Popen[bytes]:
     )
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a group, and wait until its leader is gone."""
-    # The leader is not reaped before: until then its number cannot be anybody else's.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _wait(pid: int, time_limit: float, name: str) -> None:
+    """Wait until a child has ended, without reaping it."""
+    end = time.monotonic() + time_limit
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() > end:
+            raise RunError(f"{name} did not end within {time_limit:g} s.")
+        time.sleep(POLL)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of a group, then reap its leader."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
