@@ -35,9 +35,8 @@ def one(data: bytes) -> None:
 
 
 def plant() -> None:
-    """Let the decoder of indices trust what is written about the low bits."""
-    honest = rice._low_bytes
-    rice._low_bytes = lambda k, shift: honest(k, shift) if shift != 5 else 1
+    """Let the decoder of indices believe what a frame says about its sizes."""
+    rice.lengthen = lambda data, n: data
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ def topk_bound(codec, x, y):
 def topk_q8_bound(codec, x, y):
     def near(v):
         scales = values.block_scales(v.astype(np.float32)).astype(np.float64)
-        scales = np.maximum(scales, np.abs(v).min(initial=LARGEST) * 127 / 4)
+        scales = np.maximum(scales, np.abs(v).min(initial=LARGEST) * 127 / 2)
         return np.repeat(scales, values.BLOCK)[: len(v)] / 254 * (1 + 1e-4)
 
     sparse_bound(codec, x, y, near)
@@ -233,7 +233,7 @@ def with_error_feedback(codec, d, rounds=8):
 
 
 @pytest.mark.parametrize("name", ["topk", "topk-q8"])
-@pytest.mark.parametrize("ratio", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("ratio", [0.05, 0.1, 0.5])
 @pytest.mark.parametrize("d", [20_490, 200_000])
 def test_sizes_of_entropy_coded_payloads_are_predicted_to_10_percent(name, ratio, d):
     """As error feedback makes updates; those of CNNs: `benchmarks.codecs`."""
@@ -255,9 +255,9 @@ def incompressible(d, places):
     """Return an update of uniform codes at ``places``: nothing for zstd to find."""
     rng = np.random.default_rng(1)
     x = np.zeros(d, np.float32)
-    codes = rng.integers(3, 128, len(places)) * rng.choice([-1, 1], len(places))
+    codes = rng.integers(2, 128, len(places)) * rng.choice([-1, 1], len(places))
     codes[:: values.BLOCK] = 127
-    codes[1] = 3
+    codes[1] = 2
     x[places] = codes
     return x
 
@@ -285,7 +285,7 @@ def test_where_places_take_too_much_the_smallest_values_go(monkeypatch):
     """As if an arrangement took more than the bound, which zstd mostly prevents."""
     x = heavy(50_000)
     codec = make_codec("topk-q8", 0.1)
-    most = 5000
+    most = 4500
     monkeypatch.setattr(type(codec), "max_payload", lambda self, d: most)
     payload = codec.encode(x, np.random.default_rng(0))
     assert len(payload) <= most
