@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from truststram.errors import ConfigError, ProtocolError
-from truststram.job import Job
+from truststram.job import Job, Value
 
 from .plan import Plan, read_plan
 from .torch_silo import SHARED
@@ -22,6 +22,7 @@ __all__ = [
     "CAPABILITIES",
     "Capability",
     "check",
+    "compiled_settings",
     "described",
     "read_for",
     "reasons_against",
@@ -129,8 +130,8 @@ def _row(kind: str, name: str) -> str:
     return f"{row.name}: {row.how}"
 
 
-def read_for(job: Job) -> Plan:
-    """Return the plan that ``job.tff.plan`` names.
+def read_for(path: str) -> Plan:
+    """Return the plan that ``tff.plan`` names.
 
     Raises
     ------
@@ -138,11 +139,23 @@ def read_for(job: Job) -> Plan:
         If it cannot be read.
     """
     try:
-        return read_plan(Path(job.tff.plan))
+        return read_plan(Path(path))
     except OSError as error:
-        raise ConfigError(f"tff.plan = {job.tff.plan}: {error.strerror}.") from error
+        raise ConfigError(f"tff.plan = {path}: {error.strerror}.") from error
     except ProtocolError as error:
-        raise ConfigError(f"tff.plan = {job.tff.plan}: {error}.") from error
+        raise ConfigError(f"tff.plan = {path}: {error}.") from error
+
+
+def compiled_settings(path: str) -> dict[str, Value]:
+    """Return the keys of a job that the plan in a file has compiled in.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`read_for`.
+    """
+    spec = read_for(path).job
+    return {key: spec[key] for key in ("task.name", *SHARED) if key in spec}
 
 
 # (whether it applies, what, why, instead), for a plan whose aggregator counts.

@@ -6,19 +6,17 @@ and a few metrics. This module translates, so that every layer works on plans.
 
 Mathematics
 -----------
-In silo k, ``work`` gives ``w_k d_k`` (one array for each trained parameter, d_k the
-silo's model minus the global one), the weight ``w_k`` (a scalar) and sums ``s_k``
-(unfinished metrics, counts of clipped values). TFF adds them up over silos and gives
-the sums to ``report`` and ``update``. Here a silo sends ``d_k = (w_k d_k) / w_k``, the
-number of examples ``n_k = w_k / c`` and the metrics ``s_k / w_k``, where c is how often
-an example is counted: the plan's local epochs, or 1 if all silos weigh the same. The
-layers return their aggregate ``d``, ``s`` and ``n = sum_k n_k``, and the server
-restores ``w = c n``, ``w d`` and ``w s``. With the weighted mean these are TFF's own
-sums, to float32 rounding; with any other aggregate (a robust rule, a noisy mean), TFF's
-server step is applied to that one instead.
-
-FedSGD is the exception in what an update is: ``d_k`` is the silo's mean gradient, which
-points the other way. No layer minds.
+In silo k, ``work`` gives ``w_k g_k`` (an array for each trained parameter; g_k is the
+global model minus the silo's, a direction of ascent as gradients are, and the gradient
+itself in FedSGD), the weight ``w_k`` (a scalar) and sums ``s_k`` (unfinished metrics,
+counts of clipped values). TFF adds them up over silos and gives the sums to ``report``
+and ``update``. Here a silo sends ``d_k = -(w_k g_k) / w_k``, the number of examples
+``n_k = w_k / c`` and the metrics ``s_k / w_k``, where c is how often an example is
+counted: the plan's local epochs, or 1 if all silos weigh the same. The layers return
+their aggregate ``d``, ``s`` and ``n = sum_k n_k``, and the server restores ``w = c n``,
+``-w d`` and ``w s``. With the weighted mean these are TFF's own sums, to float32
+rounding; with any other aggregate (a robust rule, a noisy mean), TFF's server step is
+applied to that one instead.
 """
 
 from __future__ import annotations
@@ -118,7 +116,7 @@ class WorkLayout:
             )
         delta = np.empty(self.size, np.float32)
         for i, place in self.places.items():
-            np.divide(leaves[i].reshape(-1), np.float32(weight), out=delta[place])
+            np.divide(leaves[i].reshape(-1), np.float32(-weight), out=delta[place])
         metrics: dict[str, float] = {}
         for i in self.sums:
             values = leaves[i].astype(np.float64).reshape(-1) / weight
@@ -142,7 +140,7 @@ class WorkLayout:
         sums: Leaves = [_zeros(leaf) for leaf in self.leaves]
         for i, place in self.places.items():
             part = delta[place].reshape(sums[i].shape)
-            sums[i] = part * np.float32(weight)
+            sums[i] = part * np.float32(-weight)
         sums[self.weight] = np.asarray(weight, self.leaves[self.weight].dtype)
         for i in self.sums:
             found = [metrics.get(key, 0.0) for key in self._keys(i)]

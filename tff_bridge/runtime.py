@@ -206,6 +206,11 @@ class SiloRuntime:
     def _dataset(self) -> Any:
         """Return a function from arrays to the data set that ``work`` takes."""
         tf = tensorflow()
+        # Rewriting the pipeline before each pass takes longer than small silos train.
+        options = tf.data.Options()
+        options.experimental_optimization.apply_default_optimizations = False
+        options.autotune.enabled = False
+        options.deterministic = True
 
         def batches(x: Any, y: Any, order: Any, size: Any) -> Any:
             def one_pass(rows: Any) -> Any:
@@ -216,7 +221,7 @@ class SiloRuntime:
                 return tf.gather(x, rows), tf.gather(y, rows)
 
             data = tf.data.Dataset.from_tensor_slices(order).flat_map(one_pass)
-            return tf.data.experimental.to_variant(data)
+            return tf.data.experimental.to_variant(data.with_options(options))
 
         return tf.function(batches, autograph=False, reduce_retracing=True)
 

@@ -50,7 +50,7 @@ def load(job: Job, task: Task) -> PlanRun:
         TensorFlow is not installed here.
     """
     require_tensorflow("the server")
-    training = check(read_for(job), job)
+    training = check(read_for(job.tff.plan), job)
     plan = training.plan
     _check_model(plan, task, job)
     coordinator = CoordinatorRuntime(training.program)

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from . import events
+from ._locate import app_module
 from .errors import ConfigError
 from .job import Job, Value
 from .result import RunResult
@@ -45,6 +46,9 @@ def full_job(given: Job | Mapping[str, Value] | None, folder: Path | str | None)
             changes[name] = str(Path(path).absolute())
     if old := changes.get("run.resume"):
         changes = _stored(runs, str(old), changes) | changes | {"run.id": old}
+    if plan := changes.get("tff.plan"):
+        capabilities = app_module("tff_bridge.capabilities")
+        changes = capabilities.compiled_settings(str(plan)) | changes
     return Job.of(changes)
 
 

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from . import __version__
 from ._console import print_rich, run_folder
+from ._locate import app_module
 from ._options import key_table, read_options, to_toml
 from .errors import ConfigError, TrustStramError
 from .job import keys
@@ -60,6 +61,7 @@ app = typer.Typer(
         "truststram show ID                        its table again",
         "truststram config --section train         what can be set",
         "truststram privacy plan -c privacy.mechanism=auto",
+        "truststram tff compile job.toml -o job.tffplan",
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -75,6 +77,7 @@ analyze = typer.Typer(
 )
 app.add_typer(analyze, name="analyze")
 app.add_typer(privacy, name="privacy")
+app.add_typer(app_module("tff_bridge.cli").app, name="tff")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from typing import Literal
 
 from . import events, plots
 from ._flower_run import run_flower
+from ._locate import app_module
 from ._plan import full_job, reserved
 from ._processes import terminable
 from .errors import CheckpointError, ConfigError, RunError
@@ -125,6 +126,9 @@ def _check_job(job: Job, nodes: int) -> None:
     from .techniques import stack
 
     stack.check(job)
+    if job.tff.plan:
+        capabilities = app_module("tff_bridge.capabilities")
+        capabilities.check(capabilities.read_for(job.tff.plan), job)
     if job.task.name not in available_tasks():
         load_task(job.task.name)  # says what there is
     if nodes < job.round.min_nodes:

@@ -116,7 +116,7 @@ class NumpyCoordinator:
 
     def update(self, state, report):
         loss_sum, examples, w, b, weight = report
-        mean = [x / weight for x in (w, b)]
+        mean = [-x / weight for x in (w, b)]
         velocity = [
             np.float32(MOMENTUM) * v + m for v, m in zip(state[2:], mean, strict=True)
         ]
@@ -149,7 +149,7 @@ class NumpySilo:
                 shares[picked] -= 1
                 w -= lr * shares.T @ x[batch] / len(batch)
                 b -= lr * shares.mean(0)
-        update = [weight * examples for weight in (w - prepared[0], b - prepared[1])]
+        update = [x * examples for x in (prepared[0] - w, prepared[1] - b)]
         leaves = [loss_sum, examples, *update, examples]
         kinds = ["float32", "int64", *["float32"] * 3]
         return [np.asarray(a, k) for a, k in zip(leaves, kinds, strict=True)]

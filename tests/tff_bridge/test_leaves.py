@@ -59,10 +59,10 @@ def test_the_weighted_mean_of_replies_restores_tffs_sums(examples, seed):
 
 
 def test_an_update_is_what_the_model_moved_by():
-    moved = [np.full(s, 0.25, np.float32) for s in ((3, 6), (3,))]
-    leaves = [1.0, 40, *(x * 40 for x in moved), np.float32(40), np.zeros(3, np.int64)]
-    reply = LAYOUT.reply(arrays(leaves))
-    np.testing.assert_array_equal(reply.delta, np.full(21, 0.25, np.float32))
+    back = [np.full(s, 0.25, np.float32) for s in ((3, 6), (3,))]
+    leaves = [1.0, 40, *(x * 40 for x in back), np.float32(40), np.zeros(3, np.int64)]
+    reply = LAYOUT.reply(arrays(leaves))  # TFF sends gradients: the other direction
+    np.testing.assert_array_equal(reply.delta, np.full(21, -0.25, np.float32))
     assert reply.examples == 20
     assert reply.metrics["tff-0"] == pytest.approx(1 / 40)
     assert set(reply.metrics) == {"tff-0", "tff-1", "tff-5-0", "tff-5-1", "tff-5-2"}
@@ -84,7 +84,7 @@ def test_sums_that_were_withheld_are_zero_and_known_to_be():
         LAYOUT.reply(arrays(silo(np.random.default_rng(1), 2))).metrics
     )
     assert (sums[0], sums[1], sums[4]) == (0, 0, 8)
-    np.testing.assert_array_equal(sums[2], np.full((3, 6), 8, np.float32))
+    np.testing.assert_array_equal(sums[2], np.full((3, 6), -8, np.float32))
     np.testing.assert_array_equal(sums[5], np.zeros(3))
 
 

@@ -49,6 +49,7 @@ class Task(TinyTask):
 
 @pytest.fixture(autouse=True)
 def _numpy_pieces(monkeypatch):
+    monkeypatch.setattr(runtime, "find_spec", lambda name: "found")
     monkeypatch.setattr(client, "SiloRuntime", NumpySilo)
     monkeypatch.setattr(server, "CoordinatorRuntime", NumpyCoordinator)
     client._runtime.cache_clear()
