@@ -71,7 +71,7 @@ def opened(
     slots = terms.slots(header.about)
     values = key.cipher.decrypt(total, slots.size, len(frames))
     slots.read(values, len(frames), label_of(header))
-    about = {"nodes": nodes_hash(frames)}
+    about = {"part": request.part, "nodes": nodes_hash(frames)}
     answer = Header(**{**expected, "node": "", "stage": SUM, "about": about})  # type: ignore[arg-type]  # all fields by name
     body = values.astype(sum_dtype(terms)).tobytes()
     return seal(keyring.identity, answer, body)

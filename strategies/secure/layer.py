@@ -321,9 +321,8 @@ class SecureSum(StrategyLayer):
             If it was not decrypted, or is not such a sum.
         """
         if part.result is None:
-            code = opening.reasons[0].code if opening.reasons else "no-answer"
-            detail = opening.reasons[0].detail if opening.reasons else "nobody answered"
-            raise ProtocolError("not-decrypted", f"{code}: {detail}")
+            reasons = dict.fromkeys(map(str, opening.reasons)) or ["nobody answered"]
+            raise ProtocolError("not-decrypted", "; ".join(reasons)[:500])
         header = replies[0][1].header
         slots = self.terms.slots(header.about)
         found = slots.read(part.result, len(replies), label_of(header))

@@ -43,7 +43,7 @@ from .identity import DECRYPTOR
 from .journal import Journal
 from .keys import HE, JobKey, Keyring, keyring_of, require_seal
 from .selection import Selection
-from .terms import HELLO, OPEN, UPDATE, Request, Terms, label_of, terms_of
+from .terms import HELLO, OPEN, SUM, UPDATE, Request, Terms, label_of, terms_of
 from .wire import Header, hash_of_model, seal, with_frame
 from .withheld import WithheldError, withheld
 
@@ -106,8 +106,7 @@ class _Node:
     def answer(self, message: Message, call_next: ClientAppCallable) -> Message:
         request = self.request
         if request.stage == OPEN:
-            frame = opened(request, self.terms, self.run, self.keyring, self.journal)
-            return Message(with_frame(frame), reply_to=message)
+            return Message(with_frame(self._opened()), reply_to=message)
         if request.stage == HELLO:
             frame = seal(self.keyring.identity, self._header(HELLO), b"")
             return Message(with_frame(frame), reply_to=message)
@@ -117,6 +116,15 @@ class _Node:
             raise WithheldError("training failed; the reason stays on the node")
         reply.content = self._sealed(message.content, reply.content, spec)
         return reply
+
+    def _opened(self) -> bytes:
+        """Return the decrypted sum, or why not, signed."""
+        args = (self.request, self.terms, self.run, self.keyring, self.journal)
+        try:
+            return opened(*args)
+        except ProtocolError as error:
+            header = self._header(SUM, part=self.request.part, refused=error.code)
+            return seal(self.keyring.identity, header, b"")
 
     def _header(self, stage: str, **about: object) -> Header:
         return Header(

@@ -5,11 +5,15 @@ their answers must be equal bit for bit; if they are not, or one does not answer
 are asked. One node that lies about a sum can so delay a round and not change a model.
 Two that lie alike can; they could as well have sent wrong updates. A decryptor is
 believed alone.
+
+Who is asked follows from the model and the cohort: a server that was restarted asks the
+same nodes again, and they know which sum they have decrypted. If one of them says that
+another sum with some of the same nodes was (``reopened``), nobody else is asked.
 """
 
 from __future__ import annotations
 
-import random
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -47,6 +51,8 @@ class Part:
         Places of the vector.
     answers : dict
         Decrypted sum -> names of who signed it.
+    final : bool
+        Nobody else is to be asked.
     result : integer array of shape (size,), or None
     """
 
@@ -54,6 +60,7 @@ class Part:
     total: bytes
     size: int
     answers: dict[bytes, set[str]] = field(default_factory=dict)
+    final: bool = False
     result: NDArray[np.integer] | None = None
 
 
@@ -102,26 +109,29 @@ class Opening:
             Flower ids of nodes that have the key.
         """
         agree = 1 if self._terms.parameters.public else AGREE
-        # Whom to ask is no secret, but nobody should know it before the updates come.
-        orders = [random.SystemRandom().sample(holders, len(holders)) for _ in parts]
+        orders = [sorted(holders, key=self._rank) for _ in parts]
         deadline = self._terms.job.round.deadline
         exchange = Exchange(self._grid, deadline, 1.0, order=lambda n: (n, ""))
         for _ in range(ATTEMPTS):
             messages = []
-            for part, order in zip(parts, orders, strict=True):
-                if part.result is None:
+            for i, (part, order) in enumerate(zip(parts, orders, strict=True)):
+                if not part.final:
                     missing = agree - max(map(len, part.answers.values()), default=0)
-                    messages += [self._message(part, n) for n in order[:missing]]
+                    messages += [self._message(part, i, n) for n in order[:missing]]
                     del order[:missing]
             phase = exchange(messages, lambda *_: None)
             self.bytes_down += phase.bytes_down
             self.bytes_up += phase.bytes_up
             for reply in phase.replies:
                 self._take(reply, parts, agree)
-            if not messages or all(part.result is not None for part in parts):
+            if not messages or all(part.final for part in parts):
                 return
 
-    def _message(self, part: Part, node: int) -> Message:
+    def _rank(self, node: int) -> bytes:
+        text = f"{self._request.model} {self._request.cohort_hash} {node}"
+        return hashlib.sha256(text.encode()).digest()
+
+    def _message(self, part: Part, index: int, node: int) -> Message:
         adds = self._terms.job.secure.threat == "malicious"
         whole = tuple(frame.head + frame.body for frame in part.frames)
         request = Request(
@@ -132,6 +142,7 @@ class Opening:
             heads=() if adds else tuple(frame.head for frame in part.frames),
             total=b"" if adds else part.total,
             frames=whole if adds else (),
+            part=index,
         )
         content = RecordDict({SECURE: request.record()})
         group = str(self._request.round)
@@ -145,10 +156,18 @@ class Opening:
             most = 8 * max(part.size for part in parts)
             data = frame_of(reply.content)
             frame = open_frame(data, self._roster, self._expected, most)
-            told = frame.header.about.get("nodes")
-            part = next((p for p in parts if nodes_hash(p.frames) == told), None)
-            if part is None or frame.member.role != self._holder:
+            about, index = frame.header.about, frame.header.about.get("part")
+            if type(index) is not int or not 0 <= index < len(parts):
                 raise ProtocolError("header", "not an answer to this request")
+            part = parts[index]
+            if frame.member.role != self._holder:
+                raise ProtocolError("role", "not of a node that decrypts")
+            if "refused" in about:
+                part.final |= about["refused"] == "reopened"
+                code = str(about["refused"])[:40]
+                raise ProtocolError("refused", f"a node says {code}")
+            if about.get("nodes") != nodes_hash(part.frames):
+                raise ProtocolError("header", "the sum of other nodes")
             width = np.dtype(sum_dtype(self._terms)).itemsize
             if len(frame.body) != width * part.size:
                 raise ProtocolError("size", f"{len(frame.body)} bytes for a sum")
@@ -158,7 +177,7 @@ class Opening:
         body = bytes(frame.body)
         part.answers.setdefault(body, set()).add(frame.member.name)
         if len(part.answers[body]) >= agree:
-            part.result = np.frombuffer(body, sum_dtype(self._terms))
+            part.result, part.final = np.frombuffer(body, sum_dtype(self._terms)), True
 
     @property
     def _holder(self) -> str:

@@ -11,8 +11,11 @@ A train message with a ConfigRecord ``"secure"``:
 ``cohort``  list of str, the Flower ids of the nodes that are asked for an update
 ``model``   str, hash of the arrays that come with ``update``
 
-and for ``open`` also ``heads`` (list of bytes: the signed heads of the frames in the
-sum), and ``sum`` (bytes) or ``frames`` (list of bytes: all of them).
+and for ``open`` also ``part`` (int, which of the round's sums), ``heads`` (list of
+bytes: the signed heads of the frames in the sum), and ``sum`` (bytes) or ``frames``
+(list of bytes: all of them). The answer is a frame of stage ``sum``, whose header has
+``about.part`` and either ``about.nodes`` (hash of who is in the sum) or
+``about.refused`` (the reason).
 
 Everything is untrusted. The parameters are not part of it: each side has them from the
 job.
@@ -122,6 +125,7 @@ class Request:
     heads: tuple[bytes, ...] = ()
     total: bytes = b""
     frames: tuple[bytes, ...] = ()
+    part: int = 0
 
     @cached_property
     def cohort_hash(self) -> str:
@@ -138,6 +142,7 @@ class Request:
             "heads": list(self.heads),
             "sum": self.total,
             "frames": list(self.frames),
+            "part": self.part,
         }
         # Flower cannot count the bytes of an empty list.
         return ConfigRecord({k: v for k, v in values.items() if v})
@@ -163,10 +168,12 @@ class Request:
             heads=_list(get("heads", []), bytes),
             total=get("sum", b""),  # type: ignore[arg-type]
             frames=_list(get("frames", []), bytes),
+            part=get("part", 0),  # type: ignore[arg-type]
         )
         typed = (
             found.stage in STAGES
             and type(found.round) is int
+            and type(found.part) is int
             and isinstance(found.model, str)
             and isinstance(found.total, bytes)
         )

@@ -78,7 +78,8 @@ class Round:
         )
 
     def replies(self) -> list[Message]:
-        return self.grid.send_and_receive(self.ask())
+        replies = self.grid.send_and_receive(self.ask())
+        return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
     def finish(self, replies):
         arrays, metrics = self.layer.aggregate_train(self.number, replies)

@@ -1,0 +1,426 @@
+"""A federation whose server adds what it cannot read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+from flwr.serverapp.strategy import FedAdam, FedAvg
+
+from strategies.base import StrategyLayer
+from strategies.secure import automatic
+from strategies.secure.identity import Identity, Roster
+from strategies.secure.keys import JobKey, parameters_of
+from strategies.secure.layer import SecureSum
+from strategies.secure.terms import OPEN, Request
+from strategies.secure.wire import FRAME, SECURE, open_head, seal, with_frame
+from strategies.server_sgd import ServerSGD
+from strategies.update import read_delta
+from tests.strategies.secure.support import Round, job_of
+from tests.support.federation import config, model, weights
+from truststram.errors import ConfigError, ProtocolError, RunError
+
+JOBS = {
+    "bfv": job_of("bfv"),
+    "ckks": job_of("ckks"),
+    "decryptor": job_of("bfv", key_holder="decryptor"),
+    "decryptor adds": job_of("bfv", key_holder="decryptor", threat="malicious"),
+}
+every_job = pytest.mark.parametrize("job", JOBS.values(), ids=JOBS)
+
+
+@every_job
+@pytest.mark.parametrize("inner", [FedAvg, ServerSGD])
+def test_the_model_moves_by_the_mean_of_all_updates(job, inner):
+    f = Round(job, 5, inner=inner())
+    trained = 4 if job.secure.key_holder == "decryptor" else 5
+    for number in (1, 2):
+        before = weights(f.base)
+        arrays, metrics = f.run()
+        step = 0.01 * np.mean(range(1, trained + 1))
+        error = np.abs(weights(arrays) - before - step).max()
+        assert error < 1 / 2 ** (parameters_of(job).bits - 1)
+        assert metrics["score"] == pytest.approx(np.mean(range(trained)), abs=1e-5)
+        assert len(f.told("secure-sum")) == number
+    assert f.told("secure-sum")[0]["clients"] == trained
+    assert f.codes == []
+    [plan] = f.told("secure-plan")
+    assert (plan["encrypted"], plan["clear"], plan["keys"]) == (17, 0, "simulated")
+    assert "together" in plan["trust"] or "colludes" in plan["trust"]
+
+
+def test_the_same_run_twice_gives_the_same_model():
+    one, two = (Round(JOBS["ckks"], 4) for _ in range(2))
+    np.testing.assert_array_equal(weights(one.run()[0]), weights(two.run()[0]))
+
+
+def test_a_stock_server_optimizer_is_inside():
+    f = Round(JOBS["bfv"], 3, inner=FedAdam(eta=0.1))
+    arrays, _ = f.run()
+    assert (weights(arrays) > 0.5).all()
+    assert [a.dtype for a in arrays.values()] == ["float32"] * 2
+
+
+@every_job
+def test_a_reply_is_one_frame_and_nothing_in_clear(job):
+    f = Round(job, 5)
+    for reply in f.replies():
+        assert list(reply.content) == [SECURE]
+        assert list(reply.content[SECURE]) == [FRAME]
+        header = open_head(reply.content[SECURE][FRAME], f.layer.federation.roster)
+        about = header.header.about
+        assert about == {"values": 17, "metrics": ["score", "train-loss"]}
+
+
+def test_errors_and_evaluation_tell_nothing():
+    f = Round(JOBS["bfv"], 4, lambda partition, _: np.nan if partition == 1 else 0.1)
+    replies = f.replies()
+    [error] = [r.error.reason for r in replies if r.has_error()]
+    assert "secret" not in error
+    assert "the reason stays on the node" in error
+    arrays, _ = f.finish(replies)
+    assert f.codes == ["client-error"]
+    assert weights(arrays) == pytest.approx(0.6, abs=1e-4)
+    messages = list(f.layer.configure_evaluate(1, f.base, config(), f.grid))
+    assert all(r.has_error() for r in f.grid.send_and_receive(messages))
+
+
+def swapped(replies, _):
+    frame = replies[0].content[SECURE][FRAME]
+    head = len(frame) - parameters_of(JOBS["bfv"]).most_bytes(30)
+    other = replies[1].content[SECURE][FRAME]
+    return frame[:head] + other[-(len(frame) - head) :]
+
+
+def resealed(**changes):
+    """Return the first node's own frame with other fields, signed by it."""
+
+    def forge(replies, f):
+        data = replies[0].content[SECURE][FRAME]
+        head = open_head(data, f.layer.federation.roster)
+        node = automatic.find(1).identity(head.member.name)
+        return seal(node, replace(head.header, **changes), data[len(head.head) :])
+
+    return forge
+
+
+def of_body(change):
+    def forge(replies, f):
+        data = replies[0].content[SECURE][FRAME]
+        head = open_head(data, f.layer.federation.roster)
+        node = automatic.find(1).identity(head.member.name)
+        return seal(node, head.header, change(data[len(head.head) :]))
+
+    return forge
+
+
+FORGED = {
+    "frame": lambda replies, _: b"garbage",
+    "size": lambda replies, _: replies[0].content[SECURE][FRAME][:-1],
+    "body": swapped,
+    "unknown-node": lambda replies, _: replies[1].content[SECURE][FRAME],
+    "signature": lambda replies, _: flipped(replies[0].content[SECURE][FRAME], 400),
+    "round": resealed(round=7),
+    "job": resealed(job="8"),
+    "scheme": resealed(scheme="ckks"),
+    "cohort": resealed(cohort="0" * 64),
+    "model": resealed(model="0" * 64),
+    "parameters": resealed(parameters="0" * 64),
+    "stage": resealed(stage="sum"),
+    "key": resealed(key="0" * 32),
+    "header": resealed(about={"values": -1, "metrics": []}),
+    "ciphertext": of_body(lambda body: body[:-1]),
+}
+
+
+def flipped(data, place):
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("code", FORGED)
+def test_a_forged_frame_is_dropped_and_the_round_goes_on_without_it(code):
+    f = Round(JOBS["bfv"], 4)
+    f.run()  # ties nodes to identities
+    before = weights(f.base)
+    replies = f.replies()
+    replies[0].content = with_frame(FORGED[code](replies, f))
+    arrays, _ = f.finish(replies)
+    assert f.codes == [code]
+    assert f.told("reply-dropped")[0]["node"] == f.layer.name_of(
+        replies[0].metadata.src_node_id
+    )
+    assert f.told("secure-sum")[1]["clients"] == 3
+    mean = 0.01 * (2 + 3 + 4) / 3
+    assert weights(arrays) - before == pytest.approx(mean, abs=1e-4)
+
+
+def test_replayed_and_doubled_frames_are_dropped():
+    f = Round(JOBS["bfv"], 4)
+    old = f.replies()
+    f.finish(old)
+    replies = f.replies()
+    f.finish([old[0], *replies[1:], replies[1]])
+    assert f.codes == ["round", "duplicate"]
+    assert f.told("secure-sum")[1]["clients"] == 3
+
+
+def test_a_frame_under_another_key_is_dropped():
+    f = Round(JOBS["bfv"], 4)
+    messages = f.ask()
+    # Node 0 kept the key of an earlier job.
+    made = automatic.find(1)
+    old = automatic.Automatic(4, JobKey.generate(made.key.parameters), made.secret)
+    reply = [None] * 4
+    for i, message in enumerate(messages):
+        automatic._RUNS[1] = old if i == 0 else made
+        [reply[i]] = f.grid.send_and_receive([message])
+    f.finish(reply)
+    assert f.codes == ["key"]
+    assert f.told("secure-sum")[0]["clients"] == 3
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_below_the_smallest_cohort_nothing_is_decrypted(left):
+    f = Round(JOBS["bfv"], 4)
+    replies = f.replies()
+    asked = []
+    push = f.grid.push_messages
+    f.grid.push_messages = lambda messages: asked.append(1) or push(messages)
+    arrays, metrics = f.finish(replies[:left])
+    assert (arrays, metrics) == (None, None)
+    assert asked == []
+    assert f.codes[-1] == "cohort-size"
+    assert f.told("secure-refused")[0]["round"] == 1
+
+
+def test_a_cohort_below_the_smallest_is_not_asked():
+    f = Round(job_of("bfv", min_cohort=5), 4)
+    assert f.ask() == []
+    assert f.told("secure-refused")[0]["code"] == "cohort-size"
+    assert f.finish([]) == (None, None)
+    f = Round(job_of("bfv", max_cohort=3), 4)
+    assert f.ask() == []
+
+
+def lying(job, liars, change):
+    """A mod, outside all others: these nodes change what they decrypted."""
+
+    def mod(message, context, call_next):
+        reply = call_next(message, context)
+        asked = message.content.get(SECURE)
+        partition = int(context.node_config["partition-id"])
+        if asked and asked["stage"] == OPEN and partition in liars:
+            made = automatic.find(1)
+            data = reply.content[SECURE][FRAME]
+            head = open_head(data, made.roster)
+            body = change(bytearray(data[len(head.head) :]))
+            frame = seal(made.identity(str(partition)), head.header, bytes(body))
+            reply.content = with_frame(frame)
+        return reply
+
+    return mod
+
+
+def raised(body):
+    body[0] ^= 1
+    return body
+
+
+@pytest.mark.parametrize("liar", range(4))
+def test_one_node_that_lies_about_a_sum_does_not_change_the_model(liar):
+    f = Round(JOBS["bfv"], 4, mods=[lying(JOBS["bfv"], {liar}, raised)])
+    arrays, _ = f.run()
+    assert weights(arrays) == pytest.approx(0.525, abs=1e-4)
+
+
+def test_a_sum_on_which_nobody_agrees_is_refused():
+    def noise(body):
+        body[:4] = np.random.default_rng().bytes(4)
+        return body
+
+    f = Round(JOBS["bfv"], 4, mods=[lying(JOBS["bfv"], range(4), noise)])
+    assert f.run() == (None, None)
+    assert f.codes == ["not-decrypted"]
+
+
+def test_liars_who_agree_are_told_by_range_or_checksum():
+    f = Round(JOBS["bfv"], 4, mods=[lying(JOBS["bfv"], range(4), raised)])
+    assert f.run() == (None, None)
+    assert f.codes == ["checksum"]
+
+
+def test_a_lying_decryptor_is_told_by_the_checksum():
+    job = JOBS["decryptor"]
+    f = Round(job, 5, mods=[lying(job, {4}, raised)])
+    assert f.run() == (None, None)
+    assert f.codes == ["checksum"]
+
+
+def test_nodes_that_do_not_answer_are_replaced_by_others():
+    def silent(message, context, call_next):
+        if message.content[SECURE]["stage"] == OPEN:
+            partition = int(context.node_config["partition-id"])
+            if partition in (0, 1):
+                raise ValueError("down")
+        return call_next(message, context)
+
+    f = Round(JOBS["ckks"], 4, mods=[silent])
+    arrays, _ = f.run()
+    assert weights(arrays) == pytest.approx(0.525, abs=1e-5)
+
+
+def test_the_decryptor_never_trains():
+    trained = []
+
+    def amount(partition, number):
+        trained.append(partition)
+        return 0.1
+
+    f = Round(JOBS["decryptor"], 5, amount)
+    f.run()
+    assert sorted(trained) == [0, 1, 2, 3]
+    [message] = f.ask()[:1]
+    assert str(f.grid.get_node_ids()[4]) not in message.content[SECURE]["cohort"]
+
+
+def test_without_a_decryptor_the_run_stops():
+    f = Round(JOBS["decryptor"], 4)
+    f.ask()
+    federation = f.layer.federation
+    federation.decryptors.clear()
+    federation._names.clear()
+    members = [replace(m, role="client") for m in federation.roster]
+    federation.roster = Roster(members)
+    with pytest.raises(ConfigError, match="decryptor"):
+        f.ask()
+
+
+def test_nodes_must_not_be_sent_different_models():
+    class Partial(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            messages = list(super().configure_train(server_round, arrays, config, grid))
+            messages[0].content = RecordDict({"arrays": model(0.1)})
+            return messages
+
+    f = Round(JOBS["bfv"], 4, inner=Partial())
+    with pytest.raises(RunError, match="different models"):
+        f.ask()
+
+
+def test_layers_that_are_not_named_travel_in_clear():
+    job = job_of("bfv", layers="w")
+    f = Round(job, 4)
+    replies = f.replies()
+    clear = replies[1].content["clear"]["values"].numpy()
+    assert clear == pytest.approx(0.02)  # node 1 adds 0.02
+    assert len(clear) == 5
+    arrays, _ = f.finish(replies)
+    assert weights(arrays) == pytest.approx(0.525, abs=1e-4)
+    [plan] = f.told("secure-plan")
+    assert (plan["encrypted"], plan["clear"]) == (12, 5)
+    assert (plan["clear_fraction"], plan["clear_arrays"]) == (0.294118, ["b"])
+
+
+@pytest.mark.parametrize("change", ["value", "missing", "nan"])
+def test_values_in_clear_are_signed_too(change):
+    amount = lambda p, _: np.inf if (p, change) == (0, "nan") else 0.1  # noqa: E731
+    f = Round(job_of("bfv", layers="w"), 4, amount)
+    replies = f.replies()
+    if change == "value":
+        replies[0].content["clear"] = replies[1].content["clear"].copy()
+        replies[0].content["clear"]["values"] = model(0.1)["b"]
+    elif change == "missing":
+        del replies[0].content["clear"]
+    arrays, _ = f.finish(replies)
+    assert f.codes == ["not-finite" if change == "nan" else "clear"]
+    assert weights(arrays) == pytest.approx(0.6, abs=1e-4)
+
+
+class Seen(StrategyLayer):
+    """Keeps the replies that it is handed."""
+
+    def aggregate_train(self, server_round, replies):
+        self.replies = list(replies)
+        self.deltas = [read_delta(r.content, self.model).copy() for r in self.replies]
+        return super().aggregate_train(server_round, self.replies[:1])
+
+
+def test_groups_have_sums_of_their_own():
+    seen = Seen(ServerSGD())
+    f = Round(job_of("bfv", group_size=3), 7, inner=seen)
+    f.layer.name_of = str
+    f.run()
+    groups = f.layer._groups.members
+    assert sorted(map(len, groups)) == [3, 4]
+    assert len(seen.replies) == 2
+    ids = {str(node): i for i, node in enumerate(f.grid.get_node_ids())}
+    for group, reply, delta in zip(groups, seen.replies, seen.deltas, strict=True):
+        mean = np.mean([0.01 * (ids[name] + 1) for name in group])
+        assert delta == pytest.approx(mean, abs=1e-4)
+        assert seen.name_of(reply.metadata.src_node_id).startswith("group-")
+    again = SecureSum(f.job, ServerSGD())
+    again.load_state(f.layer.state())
+    assert again._groups == f.layer._groups
+
+
+def test_a_group_with_too_few_survivors_is_left_out():
+    seen = Seen(ServerSGD())
+    f = Round(job_of("bfv", group_size=3), 6, inner=seen)
+    replies = f.replies()
+    lost = f.layer._groups.members[0][0]
+    f.finish([r for r in replies if str(r.metadata.src_node_id) != lost])
+    assert len(seen.replies) == 1
+    assert f.codes == ["cohort-size"]
+    f.finish([])
+    assert len(seen.replies) == 1
+
+
+def test_the_servers_operator_must_give_a_roster():
+    f = Round(JOBS["bfv"], 4)
+
+    class Other(type(f.grid).__mro__[1]):  # a grid of a deployment
+        get_node_ids = push_messages = pull_messages = None
+        run = set_run = create_message = send_and_receive = None
+
+    with pytest.raises(ConfigError, match="TRUSTSTRAM_ROSTER"):
+        f.layer._begin(Other())
+
+
+def test_deployed_nodes_and_server_work_from_files(tmp_path, monkeypatch):
+    job = JOBS["bfv"]
+    f = Round(job, 4)
+    nodes = [Identity.generate(f"hospital-{i}") for i in range(4)]
+    roster = "\n".join(node.member.line() for node in nodes)
+    key = JobKey.generate(parameters_of(job))
+    (tmp_path / "roster.txt").write_text(roster)
+    monkeypatch.setenv("TRUSTSTRAM_ROSTER", str(tmp_path / "roster.txt"))
+    for i, (node, at) in enumerate(zip(nodes, f.grid.get_node_ids(), strict=True)):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        key.save(folder)
+        node.save(folder / "identity.key")
+        (folder / "roster.txt").write_text(roster)
+        f.grid.context(at).node_config["secure-keys"] = str(folder)
+    arrays, _ = f.run()
+    assert weights(arrays) == pytest.approx(0.525, abs=1e-4)
+    assert f.told("secure-plan")[0]["keys"] == "operator"
+    assert (tmp_path / "0" / "journal.json").exists()
+    # A server that was started again, for the same model, may not leave one out.
+    f.base, f.number = model(0.5), 0
+    f.finish(f.replies()[1:])
+    assert f.codes == ["not-decrypted"]
+    assert "reopened" in f.told("secure-refused")[0]["detail"]
+
+
+def test_requests_are_typed():
+    good = Request("update", 1, ("1",), "m").record()
+    assert Request.of(RecordDict({SECURE: good})).cohort == ("1",)
+    bad = [{"stage": "other"}, {"round": "1"}, {"cohort": [1]}, {"model": 3}]
+    for change in [*bad, {"heads": ["x"]}, {"sum": "x"}, {"frames": 1}]:
+        record = ConfigRecord({**good, **change})
+        with pytest.raises(ProtocolError, match="request"):
+            Request.of(RecordDict({SECURE: record}))
+    with pytest.raises(ProtocolError, match="request"):
+        Request.of(RecordDict())
