@@ -3,3 +3,4 @@
 from pathlib import Path
 
 BREAST_CANCER = Path(__file__).parent / "breast-cancer.tffplan"
+STATISTICS = Path(__file__).parent / "statistics.tffplan"
