@@ -96,26 +96,35 @@ def encode(x: Float32, bits: int, seed: int) -> tuple[Float32, Bytes]:
         Lowest bit first.
     """
     codes = np.empty((bits, padded(len(x)) // 8), np.uint8)
-    scales = []
-    for place, rows, signs in _groups(len(x), seed):
-        size = rows[1]
-        values = np.zeros(rows, np.float32)
-        part = x[place : place + values.size]
-        values.reshape(-1)[: len(part)] = part
-        top = np.abs(values).max(axis=1)  # so that squares neither over- nor underflow
-        values /= np.where(top > 0, top, np.float32(1))[:, None]
-        square = np.einsum("ij,ij->i", values, values, dtype=np.float64)
-        for sign in signs:
-            values = _transform(_signed(values, sign))
-        values *= np.float32(1 / size)
-        # values / spread are about standard normal.
-        spread = np.sqrt(np.where(square > 0, square, 1.0) / size).astype(np.float32)
-        sent, levels = _codes(values, spread, bits)
-        codes[:, place // 8 : (place + values.size) // 8] = sent
-        along = np.einsum("ij,ij->i", np.abs(values), levels, dtype=np.float64)
-        scale = square / np.where(along > 0, along, 1.0) * top
-        scales.append(np.minimum(scale, LARGEST).astype(np.float32))
-    return np.concatenate([np.empty(0, np.float32), *scales]), codes
+    scales = [np.empty(0, np.float32)]
+    with one_blas_thread():
+        for place, rows, signs in _groups(len(x), seed):
+            values = np.zeros(rows, np.float32)
+            part = x[place : place + values.size]
+            values.reshape(-1)[: len(part)] = part
+            scale, sent = _encoded(values, signs, bits)
+            scales.append(scale)
+            codes[:, place // 8 : (place + values.size) // 8] = sent
+    return np.concatenate(scales), codes
+
+
+def _encoded(
+    values: Float32, signs: tuple[Bytes, Bytes], bits: int
+) -> tuple[Float32, Bytes]:
+    """Return scales and codes of blocks, shape (rows, n), which are overwritten."""
+    n = values.shape[1]
+    top = np.abs(values).max(axis=1)  # so that squares neither over- nor underflow
+    values /= np.where(top > 0, top, np.float32(1))[:, None]
+    square = np.einsum("ij,ij->i", values, values, dtype=np.float64)
+    for sign in signs:
+        values = _transform(_signed(values, sign))
+    values *= np.float32(1 / n)
+    # values / spread are about standard normal.
+    spread = np.sqrt(np.where(square > 0, square, 1.0) / n).astype(np.float32)
+    codes, levels = _codes(values, spread, bits)
+    along = np.einsum("ij,ij->i", np.abs(values), levels, dtype=np.float64)
+    scale = square / np.where(along > 0, along, 1.0) * top
+    return np.minimum(scale, LARGEST).astype(np.float32), codes
 
 
 def _codes(values: Float32, spread: Float32, bits: int) -> tuple[Bytes, Float32]:
@@ -132,29 +141,32 @@ def _codes(values: Float32, spread: Float32, bits: int) -> tuple[Bytes, Float32]
 
 def decode(scales: Float32, codes: Bytes, d: int, seed: int) -> Float32:
     """Return the estimate, shape (d,): finite whatever the codes and finite scales."""
-    bits = len(codes)
     x = np.empty(d, np.float32)
     number = 0
-    for place, rows, signs in _groups(d, seed):
-        n = math.prod(rows)
-        planes = np.unpackbits(
-            codes[:, place // 8 : (place + n) // 8], axis=1, bitorder="little"
-        )
-        values = np.full(n, CENTROIDS[bits][0], np.float32)
-        if bits == 2:
-            values += planes[1] * np.float32(CENTROIDS[2][1] - CENTROIDS[2][0])
-        values = values.reshape(rows)
-        values = _signed(values, planes[0].reshape(rows))
-        for sign in reversed(signs):
-            values = _signed(_transform(values), sign)
-        values *= np.float32(1 / rows[1])
-        with np.errstate(over="ignore"):
-            values *= scales[number : number + rows[0], None]
-        np.clip(values, -LARGEST, LARGEST, out=values)
-        part = x[place : place + n]
-        part[:] = values.reshape(-1)[: len(part)]
-        number += rows[0]
+    with one_blas_thread():
+        for place, rows, signs in _groups(d, seed):
+            end = place + math.prod(rows)
+            values = _levels(codes[:, place // 8 : end // 8]).reshape(rows)
+            for sign in reversed(signs):
+                values = _signed(_transform(values), sign)
+            values *= np.float32(1 / rows[1])
+            with np.errstate(over="ignore"):
+                values *= scales[number : number + rows[0], None]
+            np.clip(values, -LARGEST, LARGEST, out=values)
+            part = x[place:end]
+            part[:] = values.reshape(-1)[: len(part)]
+            number += rows[0]
     return x
+
+
+def _levels(codes: Bytes) -> Float32:
+    """Return the centroids that codes, shape (bits, n / 8), stand for, shape (n,)."""
+    bits = len(codes)
+    planes = np.unpackbits(codes, axis=1, bitorder="little")
+    levels = np.full(planes.shape[1], CENTROIDS[bits][0], np.float32)
+    if bits == 2:
+        levels += planes[1] * np.float32(CENTROIDS[2][1] - CENTROIDS[2][0])
+    return _signed(levels, planes[0])
 
 
 def _groups(
@@ -200,13 +212,12 @@ def _transform(values: Float32) -> Float32:
     """
     rows, n = values.shape
     inner = 1
-    with one_blas_thread():
-        while inner < n:
-            order = min(ORDER, n // inner)
-            matrix = _matrix(order)
-            if inner == 1:
-                values = values.reshape(-1, order) @ matrix
-            else:
-                values = np.matmul(matrix, values.reshape(-1, order, inner))
-            inner *= order
+    while inner < n:
+        order = min(ORDER, n // inner)
+        matrix = _matrix(order)
+        if inner == 1:
+            values = values.reshape(-1, order) @ matrix
+        else:
+            values = np.matmul(matrix, values.reshape(-1, order, inner))
+        inner *= order
     return values.reshape(rows, n)

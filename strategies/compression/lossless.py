@@ -11,7 +11,9 @@ __all__ = ["lengthen", "shorten"]
 # Codes and places have a spread, few repetitions. What zstd gains is by Huffman codes,
 # and short matches, which are accidents here, would take from that and from the speed:
 # so matches of 7 bytes at least, of what was seen just before.
-PARAMETERS = zstandard.ZstdCompressionParameters.from_level(1, min_match=7, hash_log=6)
+PARAMETERS = zstandard.ZstdCompressionParameters.from_level(
+    1, min_match=7, hash_log=6, window_log=19
+)
 
 
 def shorten(raw: bytes) -> bytes:
@@ -36,7 +38,8 @@ def lengthen(data: memoryview, n: int) -> memoryview:
         # zstd makes room for what a frame declares, so that is read first.
         if len(data) > n or zstandard.frame_content_size(data) != n:
             raise ProtocolError("zstd", f"{len(data)} bytes do not stand for {n}")
-        raw = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+        tool = zstandard.ZstdDecompressor(max_window_size=1 << PARAMETERS.window_log)
+        raw = tool.decompress(data, allow_extra_data=False)
     except zstandard.ZstdError:
         raise ProtocolError("zstd", "not a zstd frame") from None
     if len(raw) != n:

@@ -103,7 +103,7 @@ def unpack(
     allowed : collection of str
         Names of the codecs that the sender may use.
     shared : Selection
-        Needed if a codec with a public selection is allowed.
+        Of d coordinates; without one, codecs with a public selection are refused.
 
     Raises
     ------
@@ -114,7 +114,10 @@ def unpack(
     name, payload = _opened(frame, d, spec_hash)
     if name not in allowed or name not in CODECS:
         raise ProtocolError("frame-codec", "the codec is not one of those agreed on")
-    return CODECS[name]().decode(payload, d, shared)
+    codec = CODECS[name]()
+    if codec.public and shared is None:
+        raise ProtocolError("selection", "no selection was agreed on")
+    return codec.decode(payload, d, shared)
 
 
 def pack_selection(selection: Selection, *, spec_hash: bytes) -> bytes:

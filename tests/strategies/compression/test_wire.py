@@ -118,6 +118,12 @@ def test_codecs_that_were_not_agreed_on_are_refused(name):
         wire.unpack(FRAMES[name], d=D, spec_hash=MODEL, allowed=others, shared=SHARED)
 
 
+@pytest.mark.parametrize("name", ["randk", "topk-shared"])
+def test_values_of_a_selection_that_nobody_made_are_refused(name):
+    with pytest.raises(ProtocolError, match="selection"):
+        wire.unpack(FRAMES[name], d=D, spec_hash=MODEL, allowed=NAMES)
+
+
 def scale(value):
     return struct.pack("<f", value)
 
