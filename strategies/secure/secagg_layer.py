@@ -32,8 +32,9 @@ from ..update import DELTA, UPDATE
 from .federation import Federation
 from .graph import MALICIOUS
 from .groups import Groups, rename
+from .quantise import Coder
 from .secagg_server import Server
-from .secagg_wire import KEYS, MASK, Request, Settings, label_of
+from .secagg_wire import KEYS, MASK, Request, Settings, label_of, word_of
 from .slots import Slots
 from .stages import Stages
 from .trust import trust_line
@@ -45,6 +46,8 @@ __all__ = ["SecAggSum"]
 PER_HOLDER = 256
 # More places than :class:`.slots.Slots` adds to an update.
 MAX_COUNTERS = 512
+# Bytes of a masked value, at most.
+WIDEST = 8
 
 
 class SecAggSum(StrategyLayer):
@@ -57,6 +60,8 @@ class SecAggSum(StrategyLayer):
         stage has.
     inner : Strategy, optional
         Any Flower strategy; gets one reply a round (or one a group).
+    encoder : callable, optional
+        As in :class:`.secagg_wire.Settings`; the same on the nodes.
 
     Guarantees
     ----------
@@ -87,9 +92,14 @@ class SecAggSum(StrategyLayer):
     reduces = True
     linear = True
 
-    def __init__(self, job: Job, inner: Strategy | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        inner: Strategy | None = None,
+        encoder: Callable[[int], Coder] | None = None,
+    ) -> None:
         super().__init__(inner or ServerSGD())
-        self.job, self.settings = job, Settings(job)
+        self.job, self.settings = job, Settings(job, encoder)
         self._federation: Federation | None = None
         self._groups: Groups | None = None
         self._round: _Round | None = None
@@ -122,11 +132,11 @@ class SecAggSum(StrategyLayer):
 
     def _begin(self, grid: Grid) -> None:
         """Say who must collude to break this."""
-        keys, quantiser = self.job.secure, self.settings.quantiser
+        keys, quantiser = self.job.secure, self.settings.coder(self.model.spec.size)
         self._federation = Federation.of(self.job, grid, str(run_id()))
         if keys.group_size and self._groups is None:
             names = [self.name_of(node) for node in grid.get_node_ids()]
-            self._groups = Groups.of(names, keys.group_size, str(run_id()))
+            self._groups = Groups.of_job(self.job, names, str(run_id()))
         if self._groups:
             groups = self._groups
             rename(self.inner, lambda node: groups.label_of(self.name_of(node)))
@@ -292,11 +302,11 @@ class _Round:
 
     def _read(self, reply: Message, most: int) -> tuple[Slots, NDArray[Any]]:
         """Return the places and the masked values, shape (n,), of a reply."""
-        word = self._settings.word
-        largest = word.itemsize * (most + MAX_COUNTERS)
+        largest = WIDEST * (most + MAX_COUNTERS)
         tag = self._tags.get(reply.metadata.src_node_id, "")
         frame = self._stages.verified(MASK, reply, tag, largest)
         slots = self._settings.slots(frame.header.about)
+        word = word_of(slots)
         if len(frame.body) != word.itemsize * slots.size:
             raise ProtocolError("size", f"{len(frame.body)} bytes, not {slots.size}")
         return slots, np.frombuffer(frame.body, word)
