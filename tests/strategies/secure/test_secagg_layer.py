@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
 from strategies.guard.layer import Guard
@@ -17,7 +19,8 @@ from strategies.secure.secagg_wire import Request, Settings
 from strategies.secure.wire import SECURE
 from strategies.server_sgd import ServerSGD
 from tests.strategies.secure.masked import STEPS, Federation, job_of, stage_of
-from tests.support.federation import model
+from tests.support.federation import model, plus, reply_content, weights
+from truststram.engine import run_apps
 from truststram.errors import ConfigError, RunError
 from truststram.job import Job
 
@@ -496,3 +499,28 @@ def test_the_grid_is_as_fine_as_the_largest_cohort_allows():
         settings = Settings(job_of(**{"secure.max-cohort": most}))
         assert (settings.quantiser.bits, settings.quantiser.width) == (bits, 32)
         assert settings.word.itemsize == 4  # of a float32
+
+
+def test_it_stands_in_a_stock_app_around_a_stock_strategy():
+    job = job_of()
+    app = ClientApp()
+
+    @app.train(mods=[secagg_mod(job)])
+    def train(message, context):
+        step = STEPS[int(context.node_config["partition-id"])]
+        arrays = plus(message.content["arrays"], step)
+        return Message(reply_content(arrays), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message, context):
+        return Message(reply_content(model()), reply_to=message)
+
+    server = ServerApp()
+
+    @server.main()
+    def main(grid, context):
+        result = SecAggSum(job, FedAvg()).start(grid, model(0.0), num_rounds=2)
+        expected = 2 * np.mean([STEPS[i] for i in range(4)])
+        np.testing.assert_allclose(weights(result.arrays), expected, **CLOSE)
+
+    run_apps(server, app, nodes=4)
