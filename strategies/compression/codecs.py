@@ -48,7 +48,7 @@ class Q8(Codec):
 
     def _encode(self, x: Float32, rng: np.random.Generator, shared: Selection) -> bytes:
         scales = values.block_scales(x)
-        codes = values.shuffled(x, scales, rng)
+        codes = values.stochastic_codes(x, scales, rng)
         return scales.astype("<f4").tobytes() + codes.tobytes()
 
     def _decode(self, data: memoryview, d: int, shared: Selection) -> Float32:

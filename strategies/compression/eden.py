@@ -12,11 +12,12 @@ With D the distortion of the rounding, the expected squared error is
 
 Differences from the papers: the rotation is that of the papers' fast variant, random
 signs and a Walsh-Hadamard transform, but done twice: after one transform a vector with
-few values that are not zero has few different values again, and the estimate is biased
-(of (a, b), |a| > |b|, b is lost always). A vector is cut into blocks of 16,384 values
-with a scale each, and the rest into smaller powers of two, so that padding adds less
-than 1024 values; padded places are dropped by the receiver, which only reduces the
-error.
+few values that are not zero has few different values again, and the estimate is biased:
+of (a, b), |a| > |b|, b is lost always. After two, a bias of up to 3 % of the length was
+measured where 2 or 3 values of a block of 128 are not zero, and none of 1 % elsewhere.
+A vector is cut into blocks of 16,384 values with a scale each, and the rest into
+smaller powers of two, so that padding adds less than 1024 values; padded places are
+dropped by the receiver, which only reduces the error.
 """
 
 from __future__ import annotations

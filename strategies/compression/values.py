@@ -18,9 +18,9 @@ __all__ = [
     "checked_codes",
     "checked_scales",
     "dequantise",
-    "rounded",
+    "nearest_codes",
     "scale_bytes",
-    "shuffled",
+    "stochastic_codes",
 ]
 
 Float32 = NDArray[np.float32]
@@ -44,7 +44,7 @@ def block_scales(x: Float32) -> Float32:
     return np.maximum(high, -np.minimum.reduceat(x, starts))
 
 
-def shuffled(x: Float32, scales: Float32, rng: np.random.Generator) -> Codes:
+def stochastic_codes(x: Float32, scales: Float32, rng: np.random.Generator) -> Codes:
     """Round ``127 * x / scale`` up or down by chance, without bias.
 
     Parameters
@@ -80,7 +80,7 @@ def shuffled(x: Float32, scales: Float32, rng: np.random.Generator) -> Codes:
     return codes
 
 
-def rounded(x: Float32, scales: Float32) -> Codes:
+def nearest_codes(x: Float32, scales: Float32) -> Codes:
     """Round ``127 * x / scale`` to the nearest, shape (d,); |x| <= scale."""
     codes = np.empty(len(x), np.int8)
     for number, start in enumerate(range(0, len(x), BLOCK)):

@@ -146,8 +146,8 @@ def test_rounding_by_chance_is_as_likely_up_as_minus_it_is_down():
     x = np.tile(np.linspace(-1, 1, 4096, dtype=np.float32), 700)
     rng = np.random.default_rng(1)
     scales = values.block_scales(x)
-    ups = values.shuffled(x, scales, rng).reshape(700, -1).mean(0)
-    downs = values.shuffled(-x, scales, rng).reshape(700, -1).mean(0)
+    ups = values.stochastic_codes(x, scales, rng).reshape(700, -1).mean(0)
+    downs = values.stochastic_codes(-x, scales, rng).reshape(700, -1).mean(0)
     # Hoeffding: a mean of 700 with a range of 1 is off by t with 2 exp(-1400 t^2).
     bound = math.sqrt(math.log(4 * 4096 / LEVEL) / 1400)
     exact = 127.0 * x[:4096].astype(np.float64)
@@ -278,7 +278,8 @@ def test_ten_percent_with_8_bits_is_25_times_smaller_whatever_is_sent(arranged):
     if not arranged:  # zstd shortens neither places nor values, so it is close
         assert len(frame) > 0.99 * 4 * d / 25
     _, y = both_ways(codec, x)
-    assert np.count_nonzero(y) > 0.97 * len(places)
+    assert np.count_nonzero(y) > 0.96 * len(places)
+    assert codec._surely(d, codec.max_payload(d)) > 0.96 * k
 
 
 def test_where_places_take_too_much_the_smallest_values_go(monkeypatch):

@@ -21,7 +21,7 @@ def lloyd_max(bits):
     """
     n = 2 ** (bits - 1)
     centres = (np.arange(n) + 0.5) / n * 2
-    for _ in range(2000):
+    for _ in range(200):
         edges = np.concatenate([[0], (centres[1:] + centres[:-1]) / 2, [np.inf]])
         mass = np.diff(stats.norm.cdf(edges))
         centres = -np.diff(stats.norm.pdf(edges)) / mass
@@ -71,10 +71,10 @@ def test_one_rotation_would_lose_the_smaller_of_two_values(monkeypatch):
     x[[3, 70]] = 2, 1
 
     def mean():
-        found = [eden.decode(*eden.encode(x, 1, s), 128, s) for s in range(1000)]
+        found = [eden.decode(*eden.encode(x, 1, s), 128, s) for s in range(300)]
         return np.mean(found, axis=0)[[3, 70]]
 
-    # 20 standard errors of 1000 draws: sqrt(0.57 * 5 / 128 / 1000) = 0.005 each.
+    # 10 standard errors of 300 draws: sqrt(0.57 * 5 / 128 / 300) = 0.009 each.
     assert mean() == pytest.approx([2, 1], abs=0.1)
     groups = eden._groups
 
