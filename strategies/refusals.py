@@ -14,11 +14,14 @@ from truststram.rng import derive
 from truststram.sections import AnomalyKeys
 
 from .compression.refusals import COMPRESSION
+from .mechanisms.distributed_refusals import DISTRIBUTED
 from .mechanisms.refusals import PRIVACY
 from .refusal import Refusal
 from .robust.make import OF_CLIENTS, make_rule
 from .robust.rule import AUTO, Rule
+from .secure.group_refusals import GROUPS
 from .secure.refusals import SECURE
+from .secure.secagg_refusals import MASKED
 from .tff import TFF
 
 __all__ = ["REFUSALS", "Refusal", "check", "rule_of", "watched"]
@@ -29,7 +32,10 @@ def rule_of(job: Job) -> Rule:
     keys = job.robust
     name = "wfagg" if keys.rule == "mean" else keys.rule
     rng = derive(job.run.seed, "bucketing")
-    return make_rule(name, max(keys.f, 0), keys.pre, rng=rng)
+    options = {}
+    if name == "wfagg" and job.secure.group_size:  # rows are means of groups
+        options["temporal"] = False
+    return make_rule(name, max(keys.f, 0), keys.pre, rng=rng, **options)
 
 
 def _mixes_clients(job: Job) -> bool:
@@ -44,6 +50,7 @@ def _too_few(job: Job) -> bool:
     if job.robust.rule == "mean" or job.robust.f == AUTO or _mixes_clients(job):
         return False
     cohort = max(1, int(job.round.min_nodes * job.round.fraction))
+    cohort //= job.secure.group_size or 1
     return rule_of(job).refusal(cohort) is not None
 
 
@@ -103,8 +110,11 @@ REFUSALS: tuple[Refusal, ...] = (
         "set adversary.fraction, such as 0.2",
     ),
     *PRIVACY,
+    *DISTRIBUTED,
     *COMPRESSION,
     *SECURE,
+    *MASKED,
+    *GROUPS,
     *TFF,
 )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from flwr.clientapp.typing import Mod
@@ -77,7 +78,8 @@ def _anomaly(job: Job, inner: Strategy) -> StrategyLayer:
     keys = job.anomaly
     return Anomaly(
         inner,
-        quarantine=keys.quarantine,
+        # Of groups it would take honest nodes with a malicious one.
+        quarantine=0 if job.secure.group_size else keys.quarantine,
         alert_fraction=keys.alert_fraction,
         response=keys.response,
         verdicts=job.robust.rule in JUDGES,
@@ -86,6 +88,53 @@ def _anomaly(job: Job, inner: Strategy) -> StrategyLayer:
 
 def _guard(job: Job, inner: Strategy) -> StrategyLayer:
     return Guard(inner, static=job.privacy.central)
+
+
+def _is_encrypted(job: Job) -> bool:
+    return job.secure.scheme in ("ckks", "bfv")
+
+
+def _secure_sum(job: Job, inner: Strategy) -> StrategyLayer:
+    from .secure.layer import SecureSum  # cryptography is not for every run
+
+    return SecureSum(job, inner)
+
+
+def _secure_mod(job: Job) -> Mod:
+    from .secure.mod import secure_mod
+
+    return secure_mod(job)
+
+
+def _is_masked(job: Job) -> bool:
+    return job.secure.scheme == "secagg"
+
+
+def _secagg_sum(job: Job, inner: Strategy) -> StrategyLayer:
+    from .secure.secagg_layer import SecAggSum
+
+    return SecAggSum(job, inner, _encoder(job))
+
+
+def _secagg_mod(job: Job) -> Mod:
+    from .secure.secagg_mod import secagg_mod
+
+    return secagg_mod(job, _encoder(job))
+
+
+def _encoder(job: Job) -> Callable[[int], Any] | None:
+    """Return what makes the secure sum's integers of updates with noise in shares."""
+    if not job.privacy.distributed:
+        return None
+    from .mechanisms.encoder import encoder_for
+
+    return partial(encoder_for, job)
+
+
+def _distributed_dp(job: Job, inner: Strategy) -> StrategyLayer:
+    from .mechanisms.distributed_layer import DistributedDP
+
+    return DistributedDP(job, inner)
 
 
 def _central_dp(job: Job, inner: Strategy) -> StrategyLayer:
@@ -109,11 +158,16 @@ def _mean(job: Job, inner: Strategy) -> StrategyLayer:
     return WeightedMean(inner, weighted=not job.privacy.on)
 
 
+def _is_sum_noisy(job: Job) -> bool:
+    """Return whether what is released is a noisy sum, not noisy updates."""
+    return job.privacy.central or job.privacy.distributed
+
+
 def _first_averaged(job: Job) -> int:
     """Return the first round of the final average; 0 if there is none."""
     part = job.server.average
     if part < 0:
-        part = 0.5 if job.privacy.central else 0.0
+        part = 0.5 if _is_sum_noisy(job) else 0.0
     return job.train.rounds - math.ceil(part * job.train.rounds) + 1 if part else 0
 
 
@@ -130,6 +184,11 @@ def _robust(job: Job, inner: Strategy) -> StrategyLayer:
 JUDGES = ("wfagg",)
 
 LAYERS: tuple[Layer, ...] = (
+    # Charges a round whatever arrives; reads no reply.
+    Layer("distributed-dp", lambda job: job.privacy.distributed, wrap=_distributed_dp),
+    # Outermost on both sides: nothing else sees, or changes, what a node has sealed.
+    Layer("secure", _is_encrypted, wrap=_secure_sum, mod=_secure_mod),
+    Layer("secagg", _is_masked, wrap=_secagg_sum, mod=_secagg_mod),
     # Simulations only: outside every defence, inside whatever decodes.
     Layer("adversary", lambda job: job.adversary.kind != "none", wrap=_adversary),
     # Outside the guard: what that drops is evidence.
@@ -178,7 +237,7 @@ def sampling(job: Job) -> dict[str, Any]:
         # Under central privacy the cohort is drawn, and kept secret, by that layer.
         "fraction_train": 1.0 if job.privacy.central else job.round.fraction,
         # Whether clients are asked at all is the round loop's decision.
-        "fraction_evaluate": job.round.fraction,
+        "fraction_evaluate": 1.0 if job.privacy.central else job.round.fraction,
         "min_train_nodes": 1,
         "min_evaluate_nodes": 1,
         "min_available_nodes": job.round.min_nodes,
@@ -190,8 +249,8 @@ def _optimizer(job: Job) -> Strategy:
     name = job.server.optimizer
     lr = job.server.lr or USUAL_LR[name]
     if name == "sgd":
-        # The usual rate under central privacy depends on the noise: that layer sets it.
-        usual = 0.9 if job.privacy.central and job.server.lr == 0 else 0.0
+        # The usual rate of a noisy sum depends on the noise: its layer sets it.
+        usual = 0.9 if _is_sum_noisy(job) and job.server.lr == 0 else 0.0
         momentum = job.server.momentum or usual
         return ServerSGD(lr=lr, momentum=momentum, **sampling(job))
     adaptive = {"adam": FedAdam, "yogi": FedYogi, "adagrad": FedAdagrad}[name]

@@ -16,6 +16,8 @@ from strategies.server_sgd import ServerSGD
 from strategies.update import delta_mod
 from tests.strategies import refused_tff as tff
 from tests.strategies.compression import refused as compression
+from tests.strategies.mechanisms import refused as mechanisms
+from tests.strategies.secure import group_refused as groups
 from tests.strategies.secure import refused as secure
 from tests.strategies.secure import secagg_refused as secagg
 from truststram.errors import ConfigError
@@ -154,6 +156,8 @@ EVALUATED = {
 }
 REFUSED = {
     **compression.REFUSED,
+    **groups.REFUSED,
+    **mechanisms.REFUSED,
     **secure.REFUSED,
     **secagg.REFUSED,
     **tff.REFUSED,

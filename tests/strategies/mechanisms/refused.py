@@ -1,0 +1,43 @@
+"""One unsound job for every row of ``mechanisms/distributed_refusals.py``."""
+
+from __future__ import annotations
+
+SHARES = {
+    "privacy.mechanism": "skellam",
+    "privacy.trust": "distributed",
+    "secure.scheme": "secagg",
+}
+
+# Start of the refusal's line -> settings of a job that it must refuse.
+REFUSED: dict[str, dict[str, object]] = {
+    "privacy.trust = distributed without a secure": {
+        **SHARES,
+        "secure.scheme": "none",
+    },
+    "privacy.trust = distributed with secure.scheme": {
+        **SHARES,
+        "secure.scheme": "bfv",
+    },
+    "privacy.trust = distributed with other noise": {
+        **SHARES,
+        "privacy.mechanism": "gaussian",
+    },
+    "privacy.mechanism = skellam without": {"privacy.mechanism": "skellam"},
+    "secure.min-cohort with so many": {
+        "secure.scheme": "secagg",
+        "secure.min-cohort": 5,
+        "secure.colluders": 3,
+    },
+    "privacy.trust = distributed with secure.group-size": {
+        **SHARES,
+        "secure.group-size": 3,
+    },
+    "privacy.trust = distributed with privacy.evaluate": {
+        **SHARES,
+        "privacy.evaluate-epsilon": 1.0,
+    },
+    "privacy.trust = distributed with compression": {
+        **SHARES,
+        "compression.codec": "randk",
+    },
+}
