@@ -74,6 +74,11 @@ class NamedGrid(Grid):
         self._failed: set[int] = set()  # to be asked again
         self._short_since: float | None = None
 
+    @property
+    def simulated(self) -> bool:
+        """Whether all nodes are on this machine, where they wait for each other."""
+        return self._simulated
+
     def name_of(self, node_id: int) -> str:
         """Return the stable name of a node."""
         return self._names.get(node_id, str(node_id))

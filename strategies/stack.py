@@ -20,10 +20,13 @@ from flwr.clientapp.typing import Mod
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedYogi, Strategy
 
 from truststram.job import Job
+from truststram.rng import derive_seed
 
 from .adversary.layer import Adversary
 from .anomaly.layer import Anomaly
 from .base import StrategyLayer, walk
+from .compression.layer import Compression
+from .compression.mod import compression_mod
 from .guard.layer import Guard
 from .mean.layer import WeightedMean
 from .refusals import REFUSALS, check, rule_of, watched
@@ -83,6 +86,21 @@ def _anomaly(job: Job, inner: Strategy) -> StrategyLayer:
         alert_fraction=keys.alert_fraction,
         response=keys.response,
         verdicts=job.robust.rule in JUDGES,
+    )
+
+
+def _compression(job: Job, inner: Strategy) -> StrategyLayer:
+    keys = job.compression
+    return Compression(
+        inner,
+        codec=keys.codec,
+        ratio=keys.ratio,
+        error_feedback=keys.error_feedback,
+        downlink=keys.downlink,
+        error_tolerance=keys.error_tolerance,
+        target_seconds=keys.target_seconds,
+        reduced=job.secure.scheme != "none" and keys.codec != "none",
+        seed=derive_seed(job.run.seed, "compression"),
     )
 
 
@@ -189,6 +207,14 @@ LAYERS: tuple[Layer, ...] = (
     # Outermost on both sides: nothing else sees, or changes, what a node has sealed.
     Layer("secure", _is_encrypted, wrap=_secure_sum, mod=_secure_mod),
     Layer("secagg", _is_masked, wrap=_secagg_sum, mod=_secagg_mod),
+    # Outside all that reads updates: what is inside sees them decoded. On a node,
+    # outside all that makes them.
+    Layer(
+        "compression",
+        lambda job: job.compression.on,
+        wrap=_compression,
+        mod=lambda job: compression_mod,
+    ),
     # Simulations only: outside every defence, inside whatever decodes.
     Layer("adversary", lambda job: job.adversary.kind != "none", wrap=_adversary),
     # Outside the guard: what that drops is evidence.

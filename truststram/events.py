@@ -47,6 +47,7 @@ Events
                      noise-to-signal, secure-noise
 ``privacy-spent``    round, epsilon, delta, clip, noise
 ``privacy-exhausted`` round, epsilon
+``secure-stage``     round, stage, asked, answered, bytes_down, bytes_up (secagg)
 ``update-zeroed``    node, code
 ``final-model``      round, metrics
 ``run-finished``     status (completed | failed | stopped), reason, seconds

@@ -62,6 +62,12 @@ class Exchange:
         Sort key of a node id.
     clock, sleep : callables
         Monotonic seconds; for tests.
+
+    Attributes
+    ----------
+    seconds : dict
+        Node id -> seconds from the start of this phase, or the last one, until its
+        reply was there.
     """
 
     def __init__(
@@ -76,12 +82,14 @@ class Exchange:
         self._grid, self._deadline, self._quorum = grid, deadline, quorum
         self._order, self._clock, self._sleep = order, clock, sleep
         self._overdue: set[str] = set()
+        self.seconds: dict[int, float] = {}
 
     def __call__(
         self, messages: Sequence[Message], progress: Callable[[int, int], object]
     ) -> Phase:
         """Run one phase; ``progress(replies, expected)`` is told of every arrival."""
         phase = Phase()
+        self.seconds.clear()
         if not messages:
             return phase
         phase.bytes_down = _payload(messages)
@@ -97,6 +105,7 @@ class Exchange:
             arrived = self._pull([i for i in pushed if i in pending], phase)
             for reply in arrived:
                 pending.discard(reply.metadata.reply_to_message_id)
+                self.seconds[reply.metadata.src_node_id] = self._clock() - start
             phase.replies += arrived
             if arrived:
                 progress(len(phase.replies), len(messages))

@@ -44,6 +44,20 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def moved(count: int, saved: int) -> str:
+    """Return bytes on the wire, and how many times less that is by compression.
+
+    Examples
+    --------
+    >>> moved(52_000, 0)
+    '52.0 kB'
+    >>> moved(52_000, 1_248_000)
+    '52.0 kB (25.0x less)'
+    """
+    less = f" ({(count + saved) / count:.1f}x less)" if saved > 0 and count else ""
+    return size(count) + less
+
+
 @contextlib.contextmanager
 def displayed(
     path: Path, rounds: int, console: Console | None = None
@@ -145,7 +159,23 @@ def alert_line(event: Event) -> str:
             )
         case "alert-ended":
             return f"alert ended in round {event['round']} ({event['fraction']:.0%})"
+        case "compression-plan":
+            return plan_line(event)
     return ""
+
+
+def plan_line(event: Event) -> str:
+    """Return what compression was expected to do, as one line of text."""
+    raw, parts = event["raw"], []
+    for way, codec in (("up", "codec"), ("down", "downlink")):
+        if (count := event.get(way)) is not None:
+            less = f"{size(count)} a node and round, {raw / count:.1f}x less"
+            parts.append(f"{way} {event[codec]}: {less}")
+        elif event[codec] != "none":
+            parts.append(f"{way} {event[codec]}")
+    if (error := event.get("error")) is not None:
+        parts.append(f"part of an update's squared length that is lost: {error:.2g}")
+    return f"compression expected: {'; '.join(parts)} (update: {size(raw)})"
 
 
 def round_line(
@@ -165,8 +195,8 @@ def round_line(
     parts = [
         f"round {report.round}/{rounds}",
         _metrics(report),
-        f"up {size(report.bytes_up)}",
-        f"down {size(report.bytes_down)}",
+        f"up {moved(report.bytes_up, report.saved_up)}",
+        f"down {moved(report.bytes_down, report.saved_down)}",
         f"replies {report.replies}/{report.cohort}",
         f"rejected {report.rejected}" if report.rejected else "",
         f"rejected by the rule: {listed(named)}" if named else "",
@@ -191,8 +221,8 @@ def summary(result: RunResult) -> RenderableType:
         table.add_row(
             str(report.round),
             *(_number(report.metrics.get(name)) for name in names),
-            size(report.bytes_up),
-            size(report.bytes_down),
+            moved(report.bytes_up, report.saved_up),
+            moved(report.bytes_down, report.saved_down),
             f"{report.replies}/{report.cohort}" + ("*" if report.skipped else ""),
             str(report.rejected),
             f"{report.seconds:.1f}",
@@ -234,9 +264,12 @@ def _facts(result: RunResult) -> Iterator[Text]:
         shown = "  ".join(f"{k} {_number(v)}" for k, v in result.final.items())
         yield Text(f"Final model (average of the last rounds): {shown}")
     yield from _privacy(result)
-    up = sum(r.bytes_up for r in result.rounds)
-    down = sum(r.bytes_down for r in result.rounds)
-    yield Text(f"Sent by nodes: {size(up)}, to nodes: {size(down)}")
+    up, down, saved_up, saved_down = (
+        sum(getattr(report, name) for report in result.rounds)
+        for name in ("bytes_up", "bytes_down", "saved_up", "saved_down")
+    )
+    sent, got = moved(up, saved_up), moved(down, saved_down)
+    yield Text(f"Sent by nodes: {sent}, to nodes: {got}")
     codes: dict[str, int] = {}
     for report in result.rounds:
         for code, count in report.codes.items():

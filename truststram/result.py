@@ -57,6 +57,8 @@ class RoundReport:
     bytes_up, bytes_down : int
         Payload bytes received from and sent to nodes in both phases: array data, record
         values and their names; without Flower's framing.
+    saved_up, saved_down : int
+        How many bytes more that would have been without compression.
     seconds : float
         Wall time of the round.
     skipped : bool
@@ -74,6 +76,8 @@ class RoundReport:
     codes: dict[str, int] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
+    saved_up: int = 0
+    saved_down: int = 0
     seconds: float = 0.0
     skipped: bool = False
 
@@ -205,6 +209,8 @@ class RunResult:
         content["metrics"] = self.metrics
         content["bytes_up"] = sum(r.bytes_up for r in self.rounds)
         content["bytes_down"] = sum(r.bytes_down for r in self.rounds)
+        content["saved_up"] = sum(r.saved_up for r in self.rounds)
+        content["saved_down"] = sum(r.saved_down for r in self.rounds)
         content["rejected"] = sum(r.rejected for r in self.rounds)
         return content
 

@@ -148,6 +148,12 @@ class Anomaly(StrategyLayer):
         self._pending = found.about({self.name_of(node) for node in asked})
         return metrics
 
+    def heard(self, kind: str, **data: Any) -> None:
+        """Count what a layer outside says of a node that was asked as evidence."""
+        asked = self._gate.asked.get(str(data.get("phase")), ())
+        if data.get("node") in {self.name_of(node) for node in asked}:
+            self._pending.hearing(self.verdicts)(kind, data)
+
     def describe(self) -> str:
         """Return one line for the strategy summary."""
         return (

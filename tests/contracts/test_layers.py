@@ -31,6 +31,7 @@ from truststram.job import Job
 ROWS = [row for row in stack.LAYERS if row.wrap]
 # Jobs with which a row of the table is enabled, where the defaults do not do.
 JOBS = {
+    "compression": {"compression.codec": "topk-shared", "compression.downlink": "q8"},
     "central-dp": {
         "privacy.mechanism": "gaussian",
         "privacy.epsilon": 20.0,

@@ -93,8 +93,7 @@ def test_sections_are_checked_too():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [(k.name, v) for k in keys() for v in k.planned if v not in ("*", "true")]
-    + [("tff.plan", "job.tffplan")],
+    [(k.name, v) for k in keys() for v in k.planned if v not in ("*", "true")],
 )
 def test_what_is_not_built_yet_is_refused_by_name(key, value):
     with pytest.raises(ConfigError, match="not available in this version") as error:
@@ -108,7 +107,6 @@ def test_what_is_not_built_yet_is_refused_by_name(key, value):
         ("privacy.epsilon", 1.0, "privacy.mechanism"),
         ("robust.f", 2, "robust.rule"),
         ("secure.group-size", 3, "secure.scheme"),
-        ("compression.ratio", 0.5, "compression.codec"),
         ("adversary.fraction", 0.2, "adversary.kind"),
     ],
 )

@@ -1,0 +1,172 @@
+"""Where a node's memory is kept: with Flower in simulations, in a folder otherwise.
+
+In a simulation it is ``context.state``, which Flower keeps for the run. In a deployment
+that dies with the SuperNode, so it is a folder: node config ``state-path``, else
+``truststram`` in the user's state folder; with a folder for each node in it, and in
+that one for each of the node's last jobs.
+
+Guarantees
+----------
+A file is written beside its place, fsynced, renamed, and the folder is fsynced: after a
+crash the entry is the old one or the new one. Only the user can read it (folders 0700,
+files 0600).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from flwr.app import ConfigRecord, Context
+
+from truststram._flower import in_simulated_node
+from truststram.errors import DataError, ProtocolError
+
+from .memory import FIXED, Part, Store, description_size
+
+__all__ = ["ContextStore", "FolderStore", "node_name", "store_of"]
+
+JOB_ID = re.compile(r"[0-9a-f]{32}")
+# Jobs whose folders a node keeps; one that takes part in more at a time forgets.
+KEPT_JOBS = 4
+FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+
+
+class ContextStore(Store):
+    """Entries in ``context.state``: as durable as Flower keeps it."""
+
+    def __init__(self, context: Context, job: str) -> None:
+        super().__init__()
+        self._state, self._prefix = context.state, f"truststram-{job}-"
+
+    def drop(self, name: str) -> None:
+        """Forget an entry."""
+        if self._prefix + name in self._state:
+            del self._state[self._prefix + name]
+
+    def _head(self, name: str) -> tuple[bytes, int] | None:
+        record = self._state.get(self._prefix + name)
+        if not isinstance(record, ConfigRecord):
+            return None
+        return _bytes(record, "head"), len(_bytes(record, "body")) - 1
+
+    def _body(self, name: str, start: int, size: int) -> bytes:
+        record = self._state[self._prefix + name]
+        return _bytes(cast(ConfigRecord, record), "body")[:size]
+
+    def _write(self, name: str, head: bytes, parts: Sequence[Part]) -> None:
+        body = b"".join((*parts, b"\0"))  # a record holds no empty values
+        record = ConfigRecord({"head": head, "body": body})
+        self._state[self._prefix + name] = record
+
+
+def _bytes(record: ConfigRecord, key: str) -> bytes:
+    return cast(bytes, record[key])
+
+
+class FolderStore(Store):
+    """Entries as files of a folder of this node and job.
+
+    Parameters
+    ----------
+    base : Path
+        The state folder of this machine.
+    node : str
+        Name of the node: letters, digits, '-' and '_'.
+    job : str
+        32 hexadecimal digits.
+    """
+
+    def __init__(self, base: Path, node: str, job: str) -> None:
+        super().__init__()
+        self._node = base / node
+        self._folder = self._node / job
+
+    def drop(self, name: str) -> None:
+        """Remove an entry's file."""
+        (self._folder / name).unlink(missing_ok=True)
+
+    def _head(self, name: str) -> tuple[bytes, int] | None:
+        try:
+            with (self._folder / name).open("rb") as file:
+                total = os.fstat(file.fileno()).st_size
+                start = file.read(FIXED)
+                text = file.read(min(description_size(start), total))
+        except FileNotFoundError:
+            return None
+        return start + text, total - len(start) - len(text)
+
+    def _body(self, name: str, start: int, size: int) -> bytes:
+        with (self._folder / name).open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    def _write(self, name: str, head: bytes, parts: Sequence[Part]) -> None:
+        path = self._folder / name
+        partial = self._folder / f".{name}.{os.getpid()}"
+        try:
+            if not self._folder.exists():
+                self._make()
+            with os.fdopen(os.open(partial, FLAGS, 0o600), "wb") as file:
+                for part in (head, *parts):
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            folder = os.open(self._folder, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise DataError(
+                f"The node's state folder {self._node} cannot be written: "
+                f"{error.strerror}. Free space, or set state-path in the node config."
+            ) from error
+
+    def _make(self) -> None:
+        """Make the folder of a new job; forget those of the oldest jobs."""
+        self._folder.mkdir(parents=True, mode=0o700)
+        jobs = [p for p in self._node.iterdir() if JOB_ID.fullmatch(p.name)]
+        jobs.sort(key=lambda p: p.stat().st_mtime_ns, reverse=True)
+        for old in jobs[KEPT_JOBS:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _simulated(context: Context) -> bool:
+    return bool(context.node_config.get("simulated")) or in_simulated_node()
+
+
+def node_name(context: Context) -> str:
+    """Return the node's stable name: its partition in a simulation, else its id."""
+    partition = context.node_config.get("partition-id")
+    if _simulated(context) and partition is not None:
+        return str(int(partition))
+    return str(context.node_id)
+
+
+def store_of(context: Context, job: str) -> Store:
+    """Return this node's memory of a job.
+
+    Raises
+    ------
+    ProtocolError
+        If ``job``, which the server says, is not an id: it becomes a folder's name.
+    """
+    if not JOB_ID.fullmatch(job):
+        raise ProtocolError("job-id", "expected 32 hexadecimal digits")
+    if _simulated(context):
+        return ContextStore(context, job)
+    path = context.node_config.get("state-path")
+    return FolderStore(Path(str(path)) if path else _default(), node_name(context), job)
+
+
+def _default() -> Path:
+    """Return the user's folder for state (XDG Base Directory Specification)."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "truststram"
