@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     )
     from strategies.anomaly.layer import Anomaly as Anomaly
     from strategies.base import StrategyLayer as StrategyLayer
+    from strategies.compression.layer import Compression as Compression
+    from strategies.compression.mod import compression_mod as compression_mod
     from strategies.guard.layer import Guard as Guard
     from strategies.mean.layer import WeightedMean as WeightedMean
     from strategies.mechanisms.layer import CentralDP as CentralDP
@@ -37,6 +39,14 @@ if TYPE_CHECKING:
     from strategies.mechanisms.plan import Plan as Plan
     from strategies.robust.layer import Robust as Robust
     from strategies.robust.layer import WFAgg as WFAgg
+    from strategies.secure.identity import Identity as Identity
+    from strategies.secure.identity import Roster as Roster
+    from strategies.secure.keys import JobKey as JobKey
+    from strategies.secure.keys import parameters_of as parameters_of
+    from strategies.secure.layer import SecureSum as SecureSum
+    from strategies.secure.mod import secure_mod as secure_mod
+    from strategies.secure.secagg_layer import SecAggSum as SecAggSum
+    from strategies.secure.secagg_mod import secagg_mod as secagg_mod
     from strategies.server_sgd import ServerSGD as ServerSGD
     from strategies.tail_average import TailAverage as TailAverage
     from strategies.update import Model as Model
@@ -48,14 +58,20 @@ _HOMES = {
     "Adversary": "adversary.layer",
     "Anomaly": "anomaly.layer",
     "CentralDP": "mechanisms.layer",
+    "Compression": "compression.layer",
     "Guard": "guard.layer",
+    "Identity": "secure.identity",
+    "JobKey": "secure.keys",
     "Ledger": "accounting.ledger",
     "LedgerAccountant": "accounting.flower",
     "Model": "update",
     "Plan": "mechanisms.plan",
     "Release": "accounting.events",
     "Robust": "robust.layer",
+    "Roster": "secure.identity",
     "Sampling": "accounting.sampling",
+    "SecAggSum": "secure.secagg_layer",
+    "SecureSum": "secure.layer",
     "ServerSGD": "server_sgd",
     "StrategyLayer": "base",
     "TailAverage": "tail_average",
@@ -63,11 +79,15 @@ _HOMES = {
     "WeightedMean": "mean.layer",
     "backdoor_test": "adversary.mod",
     "calibrate": "accounting.calibrate",
+    "compression_mod": "compression.mod",
     "delta_mod": "update",
+    "parameters_of": "secure.keys",
     "poisoned": "adversary.mod",
     "private_mod": "mechanisms.mod",
     "read_delta": "update",
     "refuse_outside_simulation": "adversary.who",
+    "secagg_mod": "secure.secagg_mod",
+    "secure_mod": "secure.mod",
     "with_delta": "update",
 }
 
@@ -75,14 +95,20 @@ __all__ = [
     "Adversary",
     "Anomaly",
     "CentralDP",
+    "Compression",
     "Guard",
+    "Identity",
+    "JobKey",
     "Ledger",
     "LedgerAccountant",
     "Model",
     "Plan",
     "Release",
     "Robust",
+    "Roster",
     "Sampling",
+    "SecAggSum",
+    "SecureSum",
     "ServerSGD",
     "StrategyLayer",
     "TailAverage",
@@ -90,11 +116,15 @@ __all__ = [
     "WeightedMean",
     "backdoor_test",
     "calibrate",
+    "compression_mod",
     "delta_mod",
+    "parameters_of",
     "poisoned",
     "private_mod",
     "read_delta",
     "refuse_outside_simulation",
+    "secagg_mod",
+    "secure_mod",
     "with_delta",
 ]
 
