@@ -72,6 +72,7 @@ class RoundLoop:
         self._codes: Counter[str] = Counter()  # this round's drops by reason
         self._dropped: Counter[str] = Counter()  # and by phase
         self._saved: Counter[str] = Counter()  # bytes that compression saved, by way
+        self._staged: Counter[str] = Counter()  # bytes of a layer's own exchanges
         self._exchange = Exchange(
             grid,
             job.round.deadline,
@@ -127,6 +128,7 @@ class RoundLoop:
         self._codes.clear()
         self._dropped.clear()
         self._saved.clear()
+        self._staged.clear()
         self._grid.wait()
         train, arrays, train_metrics = self._train(number, last.arrays)
         skipped = arrays is None
@@ -142,8 +144,8 @@ class RoundLoop:
             lost=train.lost + phase.lost,
             late=train.late + phase.late,
             codes=dict(sorted(self._codes.items())),
-            bytes_up=train.bytes_up + phase.bytes_up,
-            bytes_down=train.bytes_down + phase.bytes_down,
+            bytes_up=train.bytes_up + phase.bytes_up + self._staged["up"],
+            bytes_down=train.bytes_down + phase.bytes_down + self._staged["down"],
             saved_up=self._saved["up"],
             saved_down=self._saved["down"],
             seconds=round(time.monotonic() - start, 3),
@@ -182,7 +184,8 @@ class RoundLoop:
             metrics |= _plain(self._evaluate(arrays))
             self._observed(number, metrics)
         job = self._job
-        ask = who == "auto" and not self._evaluate and not job.privacy.on
+        told = not (job.privacy.on or job.secure.on)  # accuracies of single nodes
+        ask = who == "auto" and not self._evaluate and told
         due = job.privacy.evaluates(number, job.train.rounds)
         if ask or (due and who in ("clients", "both")):
             phase, found = self._ask_clients(number, arrays)
@@ -233,6 +236,8 @@ class RoundLoop:
             self._dropped[data["phase"]] += 1
         elif kind == "compressed":
             self._saved.update(up=data["saved_up"], down=data["saved_down"])
+        elif kind == "secure-stage":
+            self._staged.update(up=data["bytes_up"], down=data["bytes_down"])
         self._log.append(kind, **data)
 
     def _progress(self, phase: str, number: int) -> Callable[[int, int], None]:
