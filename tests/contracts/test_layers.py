@@ -11,6 +11,7 @@ import logging
 import numpy as np
 import pytest
 from flwr.app import Error, Message
+from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
 from server_app.checkpoint import _packed, _unpacked
@@ -38,8 +39,12 @@ JOBS = {
         "privacy.insecure": True,
         "train.rounds": 1,
         "server.lr": 1.0,
-    }
+    },
+    "secure": {"secure.scheme": "bfv"},
+    "secagg": {"secure.scheme": "secagg"},
 }
+# Rows whose replies can only be made by their own mods.
+SEALED = ("secure", "secagg")
 INNER = {
     "our optimizer": lambda: stack.WeightedMean(ServerSGD()),
     "stock FedAvg": FedAvg,
@@ -56,13 +61,29 @@ def made(row, inner):
     return row.wrap(Job.of(JOBS.get(row.name, {})), INNER[inner]())
 
 
-def start(row, inner, nodes=5):
-    layer = made(row, inner)
+class Nodes:
+    """Nodes that reply what they are told to, sealed if the row's mod seals it."""
+
+    def __init__(self, row, nodes=5):
+        job = Job.of(JOBS.get(row.name, {}))
+        self.sealed = row.name in SEALED
+        app = ClientApp(mods=[row.mod(job)] if self.sealed else [])
+        app.train()(lambda message, context: Message(self.said, reply_to=message))
+        self.grid = grid_of(app, nodes)
+
+    def reply(self, messages, said):
+        if not self.sealed:
+            return [Message(said, reply_to=m) for m in messages]
+        self.said = said
+        return self.grid.send_and_receive(messages)
+
+
+def start(row, inner):
+    layer, nodes = made(row, inner), Nodes(row)
     layer.emit = lambda kind, **data: None
     base = model(0.5)
-    grid = grid_of(adding_app(lambda p, r: 0.0), nodes)
-    messages = list(layer.configure_train(1, base, config(), grid))
-    return layer, base, messages
+    messages = list(layer.configure_train(1, base, config(), nodes.grid))
+    return layer, base, messages, nodes
 
 
 def content(base, step, form):
@@ -74,8 +95,8 @@ def content(base, step, form):
 
 @pytest.mark.parametrize("form", ["stock", "delta"])
 def test_it_reads_stock_and_our_clients_and_keeps_the_models_form(row, inner, form):
-    layer, base, messages = start(row, inner)
-    replies = [Message(content(base, 1.0, form), reply_to=m) for m in messages]
+    layer, base, messages, nodes = start(row, inner)
+    replies = nodes.reply(messages, content(base, 1.0, form))
     arrays, metrics = layer.aggregate_train(1, replies)
     assert [(k, a.dtype, a.shape) for k, a in arrays.items()] == [
         (k, a.dtype, a.shape) for k, a in base.items()
@@ -85,15 +106,15 @@ def test_it_reads_stock_and_our_clients_and_keeps_the_models_form(row, inner, fo
 
 
 def test_error_replies_do_not_stop_it(row, inner):
-    layer, base, messages = start(row, inner)
-    replies = [Message(content(base, 1.0, "delta"), reply_to=m) for m in messages[:3]]
+    layer, base, messages, nodes = start(row, inner)
+    replies = nodes.reply(messages[:3], content(base, 1.0, "delta"))
     replies += [Message(Error(2, "lost"), reply_to=m) for m in messages[3:]]
     arrays, _ = layer.aggregate_train(1, replies)
     assert np.isfinite(weights(arrays)).all()
 
 
 def test_without_replies_the_model_is_kept(row, inner):
-    layer, _, _ = start(row, inner)
+    layer, _, _, _ = start(row, inner)
     arrays, metrics = layer.aggregate_train(1, [])
     if layer.always_releases:
         assert np.isfinite(weights(arrays)).all()
@@ -103,18 +124,15 @@ def test_without_replies_the_model_is_kept(row, inner):
 
 
 def test_the_global_model_is_not_changed(row, inner):
-    layer, base, messages = start(row, inner)
+    layer, base, messages, nodes = start(row, inner)
     before = weights(base).copy()
-    replies = [Message(content(base, 1.0, "delta"), reply_to=m) for m in messages]
-    layer.aggregate_train(1, replies)
+    layer.aggregate_train(1, nodes.reply(messages, content(base, 1.0, "delta")))
     np.testing.assert_array_equal(weights(base), before)
 
 
 def test_its_state_is_json_and_arrays(row, inner):
-    layer, base, messages = start(row, inner)
-    layer.aggregate_train(
-        1, [Message(content(base, 1.0, "delta"), reply_to=m) for m in messages]
-    )
+    layer, base, messages, nodes = start(row, inner)
+    layer.aggregate_train(1, nodes.reply(messages, content(base, 1.0, "delta")))
     tensors = {}
     text = json.dumps(_packed(layer.state(), tensors, "s"), allow_nan=False)
     again = made(row, inner)
@@ -127,7 +145,7 @@ def test_its_state_is_json_and_arrays(row, inner):
 
 
 def test_it_forwards_evaluation(row, inner):
-    layer, base, _ = start(row, inner)
+    layer, base, _, _ = start(row, inner)
     grid = grid_of(adding_app(lambda p, r: 0.0), 3)
     messages = list(layer.configure_evaluate(1, base, config(), grid))
     assert len(messages) == 3
@@ -136,7 +154,7 @@ def test_it_forwards_evaluation(row, inner):
 
 
 def test_its_summary_names_it_and_what_is_inside(row, inner, caplog):
-    layer, _, _ = start(row, inner)
+    layer, _, _, _ = start(row, inner)
     logger = logging.getLogger("flwr")
     logger.setLevel(logging.INFO)
     logger.addHandler(caplog.handler)
