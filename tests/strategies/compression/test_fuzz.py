@@ -5,10 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
-pytest.importorskip("atheris")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("atheris") is None, reason="no atheris on this system"
+    ),
+]
 MODULE = "tests.strategies.compression.fuzz_frames"
 
 
@@ -27,7 +33,6 @@ def fuzz(folder, root, seconds, *more):
     )
 
 
-@pytest.mark.slow
 def test_a_minute_of_fuzzing_finds_nothing(tmp_path, root):
     done = fuzz(tmp_path, root, 60)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -36,7 +41,6 @@ def test_a_minute_of_fuzzing_finds_nothing(tmp_path, root):
     assert not [p for p in tmp_path.iterdir() if p.name != "corpus"]
 
 
-@pytest.mark.slow
 def test_a_planted_mistake_is_found(tmp_path, root):
     done = fuzz(tmp_path, root, 60, "--plant")
     assert done.returncode != 0
