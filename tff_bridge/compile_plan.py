@@ -138,8 +138,8 @@ def analytics_process(path: Path) -> tuple[Any, Any]:
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     computation = getattr(module, "computation", None)
-    if computation is None:
-        raise ValueError(f"{path.name} does not define `computation`")
+    if not isinstance(computation, tff.Computation):
+        raise ValueError("the file defines no `computation` of TensorFlow Federated")
     if hasattr(module, "initialize"):
         return module.initialize, computation
 

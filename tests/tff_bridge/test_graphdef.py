@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tff_bridge import graphdef
+from tff_bridge.allowed_ops import ALLOWED_OPS
 from tff_bridge.graphdef import scan
 from tff_bridge.plan import read_plan
 from truststram.errors import ProtocolError
@@ -149,3 +150,20 @@ def test_what_is_accepted_is_what_tensorflow_reads(data):
 def test_real_graphs_are_accepted():
     for data in GRAPHS:
         assert scan(data).nodes > 0
+
+
+def test_no_allowed_operator_reaches_outside_its_graph():
+    """As TensorFlow describes its own operators."""
+    registry = pytest.importorskip("tensorflow.python.framework.op_def_registry")
+    iterators = {
+        *("AnonymousIteratorV3", "IteratorGetNext"),
+        *("IteratorGetNextAsOptional", "MakeIterator"),
+    }
+    named = {"shared_name", "container", "filename", "file_pattern", "token"}
+    resource = 20
+    for name in ALLOWED_OPS:
+        op = registry.get(name)
+        assert op is not None, f"{name} is no operator of TensorFlow"
+        assert not named & {a.name for a in op.attr}, name
+        touched = {a.type for a in (*op.input_arg, *op.output_arg)}
+        assert resource not in touched or name in iterators, name
