@@ -22,6 +22,7 @@ from ._locate import app_module
 from ._options import key_table, read_options, to_toml
 from .errors import ConfigError, TrustStramError
 from .job import keys
+from .keytool import app as key_files
 from .privacy.cli import app as privacy
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ analyze = typer.Typer(
     epilog=_examples("truststram analyze connectivity RUN-A RUN-B"),
 )
 app.add_typer(analyze, name="analyze")
+app.add_typer(key_files, name="keys")
 app.add_typer(privacy, name="privacy")
 app.add_typer(app_module("tff_bridge.cli").app, name="tff")
 
