@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks._report import Line, Trial, interleaved, line, milliseconds, progress
+from benchmarks.guard import _epoch as local_epoch
 from strategies.secure.identity import Identity, Roster
 from strategies.secure.masks import add_masks
 from strategies.secure.secagg import Session
@@ -18,9 +20,12 @@ from strategies.secure.secagg_wire import MASK, Request, Settings, word_of
 from strategies.secure.wire import seal
 from truststram.job import Job
 
-__all__ = ["Masked", "mask_only"]
+__all__ = ["Masked", "masked_lines"]
 
 SECRET = bytes(32)
+NEIGHBOURS = (1, 9, 20)
+# Clients in a sum; with 21 or more each has 20 neighbours.
+FEW, MANY = 10, 32
 
 
 @dataclass
@@ -121,13 +126,84 @@ class Masked:
         return seal(self.identities[client], header, body)
 
 
-def mask_only(size: int, neighbours: int) -> Callable[[], None]:
+def masked_lines(
+    values: NDArray[np.float32], peer: Callable[[], list[bytes]], repeats: int
+) -> Iterator[Line]:
+    """Yield bytes and times of secure aggregation, beside the peer's encryption.
+
+    Parameters
+    ----------
+    values : float32 array of shape (n,)
+        An update.
+    peer : callable
+        Encrypts and serialises ``values`` the usual way.
+    repeats : int
+    """
+    size = len(values)
+    progress(f"secure_sum: masks, {size:,} values")
+    sums = {nodes: Masked(nodes) for nodes in (FEW, MANY)}
+    trials: dict[str, Trial] = {"epoch": local_epoch(), "peer": lambda: peer}
+    for nodes, one in sums.items():
+        trials[str(nodes)] = lambda one=one: one.client(values)  # type: ignore[misc]  # bound now
+    for count in NEIGHBOURS:
+        trials[f"masks {count}"] = lambda n=count: _masks(size, n)  # type: ignore[misc]
+    times = milliseconds(interleaved(trials, repeats))
+    theirs = sum(map(len, peer()))
+    for nodes, one in sums.items():
+        found = one.finish(values)
+        sent = sum(one.up.values())
+        stages = ", ".join(f"{stage} {count:,}" for stage, count in one.up.items())
+        yield line(
+            f"bytes of all uploads, secagg, {nodes} clients",
+            sent / (4 * size),
+            theirs / (4 * size),
+            goal="ours <= 1.3",
+            unit="times float32",
+            note=f"signed frames of one client: {stages} bytes; received for them: "
+            f"{sum(one.down.values()):,}; the sum is off by "
+            f"{_error(found, values, nodes):.1e}",
+        )
+        yield line(
+            f"masking, secagg, {nodes} clients",
+            times[str(nodes)],
+            times["peer"],
+            goal="ratio >= 40",
+            unit="ms",
+            note=f"{size / times[str(nodes)] / 1000:.1f} M values/s/core against "
+            f"{size / times['peer'] / 1000:.2f}: quantise to "
+            f"{one.settings.quantiser.bits} bits, agree on keys, mask with "
+            f"{min(nodes - 1, 20)} neighbours, serialise, sign; one thread, best of "
+            f"{repeats} in turns",
+        )
+        yield line(
+            f"client in a local epoch, secagg, {nodes} clients",
+            times[str(nodes)],
+            times["epoch"],
+            goal="ratio <= 0.2",
+            unit="ms",
+            note=f"peer: an epoch of a CNN with 996,206 parameters; best of {repeats}",
+        )
+    for count in NEIGHBOURS:
+        ours = times[f"masks {count}"]
+        yield line(
+            f"masks alone, secagg, neighbours = {count}",
+            ours,
+            times["peer"],
+            unit="ms",
+            note=f"{size / ours / 1000:.0f} M values/s/core: AES-256-CTR, added to "
+            f"uint32 in place, own mask included; best of {repeats}",
+        )
+
+
+def _masks(size: int, neighbours: int) -> Callable[[], None]:
     """Return the addition of the own mask and those of ``neighbours`` to uint32."""
     values = np.zeros(size, np.uint32)
     rng = np.random.default_rng(1)
     masks = [(rng.bytes(32), bool(i % 2)) for i in range(neighbours + 1)]
+    return lambda: add_masks(values, masks)
 
-    def work() -> None:
-        add_masks(values, masks)
 
-    return work
+def _error(
+    found: NDArray[np.float64], values: NDArray[np.float32], nodes: int
+) -> float:
+    return float(np.abs(found - nodes * values.astype(np.float64)).max())
