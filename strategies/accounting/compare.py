@@ -64,31 +64,15 @@ def compare(
 
     See :func:`calibrate` for parameters and errors.
     """
-    scalar = dimension == 1
-    found: list[tuple[str, float, str, Release]] = []
-    for name in ("gaussian", "laplace", "staircase", "laplace-ball"):
-        if name == "laplace-ball" and scalar:
-            continue
-        release = calibrate(
-            name,
-            *(epsilon, delta, rounds, sampling, relation, dimension),
-            delta_slack=delta_slack,
-        )
-        clip = math.sqrt(dimension) if release.norm == "l1" else 1.0
-        found.append((release.mechanism, noise_std(release, clip), "", release))
-    least = min(std for _, std, _, _ in found)
-    if not scalar:
-        claimed = calibrate(
-            "staircase",
-            *(epsilon, delta, rounds, sampling, relation, 1),
-            delta_slack=delta_slack,
-        )
+    terms = epsilon, delta, rounds, sampling, relation
+    found = _admissible(*terms, dimension, delta_slack)
+    least = min(std for std, _ in found)
+    choices = [Choice(r.mechanism, std, std / least, True, "", r) for std, r in found]
+    if dimension > 1:
+        claimed = calibrate("staircase", *terms, 1, delta_slack=delta_slack)
+        std = noise_std(claimed)
         why = why_not_iid(claimed.epsilon0, claimed.gamma, dimension, delta)
-        found.append(("staircase-iid", noise_std(claimed), why, claimed))
-    choices = [
-        Choice(name, std, std / least, not why, why, release)
-        for name, std, why, release in found
-    ]
+        choices.append(Choice("staircase-iid", std, std / least, False, why, claimed))
     return sorted(choices, key=lambda choice: choice.std)
 
 
@@ -112,8 +96,29 @@ def best(
     >>> best(8.0, 1e-5).mechanism, best(8.0, 1e-5, dimension=1000).mechanism
     ('staircase', 'gaussian')
     """
-    choices = compare(
-        *(epsilon, delta, rounds, sampling, relation, dimension),
-        delta_slack=delta_slack,
+    found = _admissible(
+        epsilon, delta, rounds, sampling, relation, dimension, delta_slack
     )
-    return next(choice.release for choice in choices if choice.admissible)
+    return min(found, key=lambda one: one[0])[1]
+
+
+def _admissible(
+    epsilon: float,
+    delta: float,
+    rounds: int,
+    sampling: Sampling,
+    relation: str,
+    dimension: int,
+    delta_slack: float,
+) -> list[tuple[float, Release]]:
+    """Return (std, release) of every mechanism that gives its guarantee."""
+    names = ["gaussian", "laplace", "staircase"]
+    found = []
+    for name in names if dimension == 1 else [*names, "laplace-ball"]:
+        release = calibrate(
+            *(name, epsilon, delta, rounds, sampling, relation, dimension),
+            delta_slack=delta_slack,
+        )
+        clip = math.sqrt(dimension) if release.norm == "l1" else 1.0
+        found.append((noise_std(release, clip), release))
+    return found

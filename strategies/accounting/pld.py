@@ -3,7 +3,8 @@
 Sources: Sommer, Meiser, Mohammadi, "Privacy Loss Classes", PoPETs 2019 (composition is
 convolution); Doroshenko, Ghazi, Kamath, Kumar, Manurangsi, "Connect the Dots", PoPETs
 2022 (discretisation that never understates). Differences: atoms are connected as well,
-and a fixed-size sample is composed through its own dominating pair (:mod:`.pairs`).
+a fixed-size sample is composed through its own dominating pair (:mod:`.pairs`), and
+Gaussian noise on everyone in closed form (:mod:`.gaussian`).
 
 Discretisation
 --------------
@@ -26,6 +27,7 @@ import numpy as np
 from dp_accounting.pld import privacy_loss_distribution as dp
 
 from .events import MOST_LOSS, Release
+from .gaussian import delta_of_distance, distance, epsilon_of_distance
 from .pairs import Doubles, deviation, pairs
 from .rdp import ORDERS, delta_of, epsilon_of, rdp
 
@@ -78,6 +80,8 @@ def epsilon_at(
         return math.inf
     if by_rdp(releases):
         return epsilon_of(_curve(releases), ORDERS, left) if left else math.inf
+    if apart := distance(releases):
+        return epsilon_of_distance(apart, left - ROUNDING)
     composed, pure = _composed(releases, coarse), _pure(releases)
     if composed is None:
         return 0.0
@@ -95,6 +99,8 @@ def delta_at(releases: Mapping[Release, int], epsilon: float) -> float:
     slack = _slack(releases)
     if by_rdp(releases):
         return min(1.0, delta_of(_curve(releases), ORDERS, epsilon) + slack)
+    if apart := distance(releases):
+        return min(1.0, delta_of_distance(apart, epsilon) + slack + ROUNDING)
     composed = _composed(releases)
     if composed is None or _pure(releases) <= epsilon:
         return slack

@@ -21,6 +21,7 @@ BODY = Release("gaussian", scale=1.0, sampling=Sampling("poisson", 0.1, 500))
 COUNT = Release("staircase", epsilon0=0.2)
 METRIC = Release("laplace", scale=8.0, sampling=Sampling("poisson", 0.1, 500))
 BALL = Release("staircase-ball", epsilon0=0.1, dimension=5, delta_slack=1e-9)
+WHOLE = Release("gaussian", scale=4.0)
 KINDS = [BODY, COUNT, METRIC, BALL]
 
 
@@ -297,19 +298,19 @@ def test_a_reserve_counts_as_spent_and_is_not_given_out(adaptive):
     kept = Ledger(6.0, 1e-5, adaptive, reserve=1.0, **options)
     less = Ledger(5.0, 1e-5, adaptive, **options)
     assert kept.spent() == 0
-    assert kept.remaining(BODY) == less.remaining(BODY)
+    assert kept.remaining(WHOLE) == less.remaining(WHOLE)
     for ledger in (plain, kept):
-        ledger.charge(BODY, 10)
+        ledger.charge(WHOLE, 10)
     assert kept.spent() == pytest.approx(plain.spent() + 1.0)
     again = Ledger(6.0, 1e-5, adaptive)
     again.load_state(json.loads(json.dumps(kept.state())))
     assert again.spent() == kept.spent()
-    assert again.remaining(BODY) == kept.remaining(BODY) < plain.remaining(BODY)
+    assert again.remaining(WHOLE) == kept.remaining(WHOLE) < plain.remaining(WHOLE)
 
 
 def test_a_resumed_run_keeps_the_larger_reserve():
     kept = Ledger(6.0, 1e-5, reserve=1e-4)
-    kept.charge(BODY)
+    kept.charge(WHOLE)
     again = Ledger(6.0, 1e-5, reserve=2e-4)
     again.load_state(kept.state())
     assert again.reserve == 2e-4
