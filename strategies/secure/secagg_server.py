@@ -49,6 +49,7 @@ class Server:
         self.session, self._roster = session, roster
         self.dropped: list[tuple[int, ProtocolError]] = []
         self._names: dict[int, str] = {}
+        self._keys: set[bytes] = set()
         self._cohort: Cohort | None = None
         self._commitments: dict[str, bytes] = {}
         self._checks: dict[str, dict[str, tuple[bytes, bytes]]] = {}
@@ -195,9 +196,12 @@ class Server:
         name, *keys = read_advert(body, self.session, self._roster)
         if name in self._names.values():
             raise ProtocolError("duplicate", "the name has advertised keys already")
+        if self._keys.intersection(keys) or len(set(keys)) < len(keys):
+            raise ProtocolError("duplicate-key", "a key was advertised twice")
         probe = os.urandom(KEY_BYTES)
         for key in keys:
             agree(probe, key)
+        self._keys.update(keys)
         self._names[sender] = name
         return body
 

@@ -304,11 +304,12 @@ def test_forged_keys_are_dropped(code, body):
     assert dropped(server) == [(5, code.strip())]
 
 
-def test_two_clients_with_the_same_keys_end_the_round():
+def test_keys_that_were_advertised_before_are_dropped():
     server = Server(session(), roster(N))
-    keys = {i: signed(i) for i in range(3)} | {3: signed(3, mask=KEYS[0])}
-    with refused("duplicate-key"):
-        server.keys(keys)
+    keys = {i: signed(i) for i in range(3)}
+    keys |= {3: signed(3, mask=KEYS[0]), 4: signed(4, mask=KEYS[9], share=KEYS[9])}
+    assert set(server.keys(keys)) == {0, 1, 2}
+    assert dropped(server) == [(3, "duplicate-key"), (4, "duplicate-key")]
 
 
 def test_too_few_keys_end_the_round():
