@@ -58,12 +58,11 @@ _REDUCE = """
     UnsortedSegmentMax UnsortedSegmentSum
 """
 _ARRAYS = """
-    BroadcastArgs BroadcastTo Concat ConcatOffset ConcatV2 Diag DiagPart ExpandDims Fill
-    Gather GatherNd GatherV2 InvertPermutation LinSpace MatrixBandPart MatrixDiagV3
-    MirrorPad OneHot OnesLike Pack Pad PadV2 Range Rank Reshape
-    ReverseV2 ScatterNd Shape ShapeN Size Slice Split SplitV Squeeze StridedSlice
-    StridedSliceGrad TensorScatterAdd TensorScatterUpdate Tile Transpose Unpack Where
-    ZerosLike
+    BroadcastArgs BroadcastTo Concat ConcatOffset ConcatV2 Diag DiagPart DynamicStitch
+    ExpandDims Fill Gather GatherNd GatherV2 InvertPermutation LinSpace MatrixBandPart
+    MatrixDiagV3 MirrorPad OneHot OnesLike Pack Pad PadV2 Range Rank Reshape ReverseV2
+    ScatterNd Shape ShapeN Size Slice Split SplitV Squeeze StridedSlice StridedSliceGrad
+    TensorScatterAdd TensorScatterUpdate Tile Transpose Unpack Where ZerosLike
 """
 _LINEAR = """
     BatchMatMul BatchMatMulV2 BatchMatMulV3 Einsum MatMul
