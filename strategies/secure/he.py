@@ -164,9 +164,8 @@ class Cipher:
         ProtocolError
             ``ciphertext``.
         """
-        with Memory() as memory:
-            for data in self._split(body, n, self._fresh):
-                self._loaded(memory, data, self._fresh)
+        for data in self._split(body, n, self._fresh):
+            self._fresh.coefficients(data)
 
     @property
     def _fresh(self) -> Form:

@@ -98,19 +98,17 @@ def _summed(
     keys, roster = terms.job.secure, keyring.roster
     adds = keys.threat == "malicious"
     parts = request.frames if adds else request.heads
-    if not keys.min_cohort <= len(parts) <= terms.parameters.most:
-        raise ProtocolError(
-            "cohort-size",
-            f"a sum of {len(parts)} nodes, from {keys.min_cohort} to "
-            f"{terms.parameters.most} are allowed",
-        )
+    least, most = terms.least, terms.parameters.most
+    if not least <= len(parts) <= most:
+        text = f"a sum of {len(parts)} nodes, from {least} to {most} are allowed"
+        raise ProtocolError("cohort-size", text)
     if not adds:
         frames = [open_head(part, roster) for part in parts]
         for frame in frames:
             check_header(frame.header, expected)
     else:
-        most = max(map(len, parts))
-        frames = [open_frame(part, roster, expected, most) for part in parts]
+        longest = max(map(len, parts))
+        frames = [open_frame(part, roster, expected, longest) for part in parts]
     check_distinct(frames)
     if not adds:
         return request.total, frames

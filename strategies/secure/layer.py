@@ -12,7 +12,6 @@ one reply for each group.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,21 +31,17 @@ from ..update import DELTA
 from ..update import UPDATE as UPDATE_RECORD
 from .clear import clear_mean
 from .federation import Federation
-from .groups import Groups, enough, rename
-from .he import Cipher
-from .holder import form
-from .identity import CLIENT
+from .groups import Groups, rename
+from .intake import Intake, Verified
 from .keys import require_seal
 from .opening import Opening, Part
 from .selection import Selection
 from .slots import Summed
 from .terms import UPDATE, Request, label_of, terms_of
 from .trust import trust_line
-from .wire import SECURE, Frame, frame_of, hash_of_model, open_frame
+from .wire import SECURE, hash_of_model
 
 __all__ = ["SecureSum"]
-
-Verified = tuple[Message, Frame]
 
 
 class SecureSum(StrategyLayer):
@@ -136,8 +131,11 @@ class SecureSum(StrategyLayer):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add, have the sums decrypted, hand on their means."""
-        fit = self._agreed(list(self._verified(replies)))
-        means = self._means([part for part in self._sets(fit) if self._is_enough(part)])
+        intake = Intake(
+            self.job, self.federation, self._request, self.model.spec, self._drop
+        )
+        sets = self._sets(intake.fit(replies))
+        means = self._means([s for s in sets if self._is_enough(s)], intake)
         return self.hand_on(server_round, means) if means else (None, None)
 
     def _begin(self, grid: Grid) -> None:
@@ -174,76 +172,13 @@ class SecureSum(StrategyLayer):
     def _objection(self, nodes: int) -> ProtocolError | None:
         keys = self.job.secure
         most = None if self._groups else self.terms.parameters.most
-        if nodes < keys.min_cohort or (most is not None and nodes > most):
+        if nodes < self.terms.least or (most is not None and nodes > most):
             return ProtocolError(
                 "cohort-size",
                 f"{nodes} nodes can be asked; secure.min-cohort = {keys.min_cohort}, "
                 f"secure.max-cohort = {keys.max_cohort}",
             )
         return None
-
-    def _expected(self) -> dict[str, str | int]:
-        request = self._request
-        return {
-            "scheme": self.job.secure.scheme,
-            "job": self.federation.run,
-            "round": request.round,
-            "stage": UPDATE,
-            "cohort": request.cohort_hash,
-            "model": request.model,
-            "parameters": self.terms.hash,
-        }
-
-    def _verified(self, replies: Iterable[Message]) -> Iterable[Verified]:
-        """Yield the replies whose frames are right in themselves, one a node."""
-        seen: set[str] = set()
-        # A linear codec may lengthen an update to a power of two.
-        values = 2 * self.model.spec.size + 64
-        most = self.terms.parameters.most_bytes(values + 512)
-        for reply in replies:
-            try:
-                if reply.has_error():
-                    text = f"{reply.error.code}: {reply.error.reason or ''}"
-                    raise ProtocolError("client-error", text[:300])
-                data, roster = frame_of(reply.content), self.federation.roster
-                frame = open_frame(data, roster, self._expected(), most)
-                if frame.member.role != CLIENT:
-                    raise ProtocolError("role", "a decryptor does not train")
-                self.federation.bind(reply.metadata.src_node_id, frame.member)
-                if frame.member.name in seen:
-                    raise ProtocolError("duplicate", "the node has replied already")
-                if self.terms.slots(frame.header.about).values > values:
-                    raise ProtocolError("header", "longer than any update")
-            except ProtocolError as error:
-                self._drop(reply, error)
-            else:
-                seen.add(frame.member.name)
-                yield reply, frame
-
-    def _agreed(self, replies: Sequence[Verified]) -> list[Verified]:
-        """Keep the replies that can be added: one key, one form, valid clear values."""
-        if not replies:
-            return []
-
-        def kind(frame: Frame) -> str:
-            return repr((frame.header.key, form(frame)))
-
-        common = Counter(kind(frame) for _, frame in replies).most_common(1)[0][0]
-        kept = []
-        for reply, frame in replies:
-            try:
-                if kind(frame) != common:
-                    raise ProtocolError(
-                        "key", "made with another key than most frames, or not alike"
-                    )
-                if self.job.secure.layers:
-                    selection = Selection.of(self.model.spec, self.job.secure.layers)
-                    clear_mean([(reply.content, frame)], selection, 1.0)
-            except ProtocolError as error:
-                self._drop(reply, error)
-            else:
-                kept.append((reply, frame))
-        return kept
 
     def _sets(self, replies: list[Verified]) -> list[list[Verified]]:
         """Return the sets of replies that each have a sum of their own."""
@@ -260,55 +195,33 @@ class SecureSum(StrategyLayer):
         return sets
 
     def _is_enough(self, replies: Sequence[Verified]) -> bool:
-        least, count = self.job.secure.min_cohort, len(replies)
-        if count >= least and enough(count):
+        if len(replies) >= self.terms.least:
             return True
-        text = f"{count} valid frames, secure.min-cohort = {least}"
+        text = f"{len(replies)} valid frames, at least {self.terms.least} are needed"
         self._refuse(ProtocolError("cohort-size", text))
         return False
 
-    def _means(self, sets: Sequence[list[Verified]]) -> list[Message]:
+    def _means(self, sets: Sequence[list[Verified]], intake: Intake) -> list[Message]:
         """Return one reply for each set whose sum was decrypted and is right."""
-        added = [found for replies in sets if (found := self._added(replies))]
-        if not added:
+        if not sets:
             return []
-        key = added[0][1].frames[0].header.key
-        expected = {**self._expected(), "key": key}
         opening = Opening(
             self.terms,
             self.federation.grid,
             self.federation.roster,
-            expected,
+            {**intake.expected, "key": sets[0][0][1].header.key},
             self._request,
         )
-        holders = list(self.federation.decryptors) or [
-            reply.metadata.src_node_id for replies, _ in added for reply, _ in replies
-        ]
-        opening([part for _, part in added], holders)
+        nodes = [reply.metadata.src_node_id for found in sets for reply, _ in found]
+        parts = [intake.added(found) for found in sets]
+        opening(parts, list(self.federation.decryptors) or nodes)
         means = []
-        for replies, part in added:
+        for found, part in zip(sets, parts, strict=True):
             try:
-                means.append(self._mean(replies, part, opening))
+                means.append(self._mean(found, part, opening))
             except ProtocolError as error:
                 self._refuse(error)
         return means
-
-    def _added(self, replies: list[Verified]) -> tuple[list[Verified], Part] | None:
-        """Add the frames of a set, without those that are no ciphertexts."""
-        cipher = Cipher(self.terms.parameters)
-        size = self.terms.slots(replies[0][1].header.about).size
-        try:
-            total = cipher.add([frame.body for _, frame in replies], size)
-        except ProtocolError:
-            fit = []
-            for reply, frame in replies:
-                try:
-                    cipher.check(frame.body, size)
-                    fit.append((reply, frame))
-                except ProtocolError as error:
-                    self._drop(reply, error)
-            return self._added(fit) if self._is_enough(fit) else None
-        return replies, Part([frame for _, frame in replies], total, size)
 
     def _mean(
         self, replies: Sequence[Verified], part: Part, opening: Opening
@@ -339,11 +252,10 @@ class SecureSum(StrategyLayer):
         return synthetic_reply(replies[0][0], update, found.metrics, examples)
 
     def _update(self, replies: Sequence[Verified], found: Summed) -> RecordDict:
-        """Return a content with the mean update."""
+        """Return a content with the mean update, as long as the nodes sent it."""
         mean = (found.values / found.clients).astype(np.float32)
         keys = self.job.secure
-        size = self.model.spec.size if keys.layers else len(mean)
-        array, out = blank((size,))
+        array, out = blank((self.model.spec.size if keys.layers else len(mean),))
         if keys.layers:
             selection = Selection.of(self.model.spec, keys.layers)
             parts = [(reply.content, frame) for reply, frame in replies]

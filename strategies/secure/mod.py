@@ -15,29 +15,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
 
-import numpy as np
 from flwr.app import (
-    Array,
     ArrayRecord,
     Context,
     Message,
     MessageType,
-    MetricRecord,
     RecordDict,
 )
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from truststram.errors import ConfigError, ProtocolError
 from truststram.job import Job
-from truststram.records import Float32, Spec, pack, records_of, view
+from truststram.records import Spec, pack, records_of
 from truststram.rng import derive
 
-from ..base import NUM_EXAMPLES
-from ..update import DELTA, Model, is_delta, read_delta
-from ..update import UPDATE as UPDATE_RECORD
 from .clear import CLEAR, VALUES
+from .contribution import numbers_of, update_of
 from .holder import opened
 from .identity import DECRYPTOR
 from .journal import Journal
@@ -147,11 +141,12 @@ class _Node:
             raise ProtocolError("role", "this node decrypts and never trains")
         size = len(set(request.cohort))
         largest = math.inf if keys.group_size else self.terms.parameters.most
-        if not keys.min_cohort <= size <= largest or size != len(request.cohort):
+        least = self.terms.least
+        if not least <= size <= largest or size != len(request.cohort):
             raise ProtocolError(
                 "cohort-size",
-                f"{size} nodes were asked; this job needs from {keys.min_cohort} to "
-                f"{largest:g} (secure.min-cohort, secure.max-cohort)",
+                f"{size} nodes were asked; this job needs from {least} to {largest:g} "
+                "(secure.min-cohort, secure.max-cohort)",
             )
         if str(self.context.node_id) not in request.cohort:
             raise ProtocolError("cohort", "this node is not in the cohort")
@@ -163,12 +158,13 @@ class _Node:
 
     def _sealed(self, asked: RecordDict, found: RecordDict, spec: Spec) -> RecordDict:
         """Return the reply: a frame and, if the job says so, values in clear."""
-        update = _update_of(found, asked)
+        [arrays] = records_of(asked, ArrayRecord)
+        update = update_of(found, arrays)
         clear = update[:0]
         if self.job.secure.layers:
             selection = Selection.of(spec, self.job.secure.layers)
             update, clear = selection.split(update)
-        metrics, examples = _numbers(found)
+        metrics, examples = numbers_of(found)
         about: dict[str, object] = {"values": len(update), "metrics": sorted(metrics)}
         if len(clear):
             about[CLEAR] = hashlib.sha256(clear.tobytes()).hexdigest()
@@ -190,25 +186,3 @@ class _Node:
         if len(clear):
             content[CLEAR] = ArrayRecord({VALUES: pack(clear)})
         return content
-
-
-def _update_of(found: RecordDict, asked: RecordDict) -> Float32:
-    """Return the update, as long as the mods inside have made it."""
-    if not is_delta(found):
-        [arrays] = records_of(asked, ArrayRecord)
-        return read_delta(found, Model(arrays))
-    array = found[UPDATE_RECORD].get(DELTA)
-    shape = tuple(array.shape) if isinstance(array, Array) else ()
-    if not isinstance(array, Array) or len(shape) != 1:
-        raise ProtocolError("shape", "an update is one vector")
-    values = view(array, "float32", shape)
-    return values.astype(np.float32, copy=False)
-
-
-def _numbers(content: RecordDict) -> tuple[Mapping[str, float], int]:
-    """Return the scalar training metrics and the number of examples (1 if unknown)."""
-    metrics: dict[str, float] = {}
-    for record in records_of(content, MetricRecord):
-        metrics |= {k: float(v) for k, v in record.items() if not isinstance(v, list)}
-    examples = metrics.pop(NUM_EXAMPLES, 1.0)
-    return metrics, int(examples) if examples >= 0 else 0  # NaN is 0, too

@@ -151,10 +151,8 @@ class Form:
         rest = members[at + 8 * count :]
         return _packed(values, self.bits) + rest[len(self.between) :]
 
-    def loaded(
-        self, memory: Memory, sealed: Any, context: Any, data: memoryview
-    ) -> Any:
-        """Read a ciphertext from outside into ``sealed``.
+    def coefficients(self, data: memoryview) -> NDArray[np.uint64]:
+        """Return the coefficients of a ciphertext from outside.
 
         Raises
         ------
@@ -163,11 +161,17 @@ class Form:
         """
         if len(data) != self.size:
             raise ProtocolError("ciphertext", f"{len(data)} bytes, not {self.size}")
-        count = self.polynomials * DEGREE
-        values = _unpacked(data, count, self.bits)
+        values = _unpacked(data, self.polynomials * DEGREE, self.bits)
         if int(values.max()) >= self.modulus:
             raise ProtocolError("ciphertext", "a coefficient is out of range")
-        seed = data[count * self.bits // 8 :]
+        return values
+
+    def loaded(
+        self, memory: Memory, sealed: Any, context: Any, data: memoryview
+    ) -> Any:
+        """Read a ciphertext from outside into ``sealed``; as :meth:`coefficients`."""
+        values = self.coefficients(data)
+        seed = data[len(values) * self.bits // 8 :]
         parts = (self.start, values.data.cast("B"), self.between, seed)
         header = _header(sum(map(len, parts)))
         return memory.load(sealed, context, header, *parts)

@@ -34,6 +34,7 @@ from flwr.app import ConfigRecord, RecordDict
 from truststram.errors import ProtocolError
 from truststram.job import Job
 
+from .groups import LEAST
 from .keys import parameters_of
 from .parameters import Parameters
 from .quantise import Quantiser
@@ -71,11 +72,17 @@ class Terms:
         p = self.parameters
         return Quantiser(self.job.secure.clip, p.bits, p.most)
 
+    @property
+    def least(self) -> int:
+        """Smallest number of nodes in a sum: with colluders, still three others."""
+        keys = self.job.secure
+        return max(keys.min_cohort, LEAST + keys.colluders)
+
     @cached_property
     def hash(self) -> str:
         """Hash of all settings that a frame depends on."""
         keys = self.job.secure
-        settings = [keys.key_holder, keys.min_cohort, keys.clip, keys.threat]
+        settings = [keys.key_holder, self.least, keys.clip, keys.threat]
         settings += [keys.group_size, keys.layers]
         return digest(self.parameters.hash.encode(), json.dumps(settings).encode())
 
