@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import truststram
+from examples.encrypted_sum_in_a_flower_app import main as encrypted_example
 from examples.guard_in_a_flower_app import main as guard_example
 from examples.own_task import TwoMoons
 from examples.staircase_on_tabular_data import main as staircase_example
@@ -21,6 +22,10 @@ def test_own_task_learns(tmp_path):
 
 def test_the_guard_drops_the_nan_client():
     np.testing.assert_allclose(guard_example(), 3.0)
+
+
+def test_the_encrypted_sum_is_the_mean():
+    np.testing.assert_allclose(encrypted_example(), 0.5, atol=1e-5)
 
 
 def test_wfagg_keeps_the_accuracy_that_fedavg_loses_to_two_attackers():

@@ -47,6 +47,11 @@ Events
                      noise-to-signal, secure-noise
 ``privacy-spent``    round, epsilon, delta, clip, noise
 ``privacy-exhausted`` round, epsilon
+``secure-plan``      scheme, trust (who must collude), bits, clip, most, encrypted, clear,
+                     clear_fraction, clear_arrays, keys (simulated | operator)
+``secure-sum``       round, clients, clipped (fraction), bytes_down, bytes_up (of the
+                     decryption)
+``secure-refused``   round, code, detail
 ``secure-stage``     round, stage, asked, answered, bytes_down, bytes_up (secagg)
 ``update-zeroed``    node, code
 ``final-model``      round, metrics

@@ -161,7 +161,21 @@ def alert_line(event: Event) -> str:
             return f"alert ended in round {event['round']} ({event['fraction']:.0%})"
         case "compression-plan":
             return plan_line(event)
+        case "secure-plan":
+            return secure_line(event)
+        case "secure-refused":
+            return f"secure sum of round {event['round']} refused: {event['detail']}"
     return ""
+
+
+def secure_line(event: Event) -> str:
+    """Return who must collude to break a secure sum, and what is not in it."""
+    line = f"secure sum ({event['scheme']}): {event['trust']}"
+    if clear := event.get("clear"):
+        arrays = listed(event["clear_arrays"])
+        part = f"{clear:,} values ({event['clear_fraction']:.1%})"
+        line += f" NOT encrypted: {part} of {arrays}."
+    return line
 
 
 def plan_line(event: Event) -> str:

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truststram.errors import ProtocolError
-from truststram.records import Float32
 from truststram.validate import in_range, positive
 
 __all__ = ["Coder", "Quantiser"]
 
+Float32 = NDArray[np.float32]
 # Temporary arrays stay in the cache.
 BLOCK = 65_536
 

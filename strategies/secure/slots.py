@@ -29,13 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truststram.errors import ProtocolError
-from truststram.records import Float32
 from truststram.validate import in_range
 
 from .quantise import Coder
 
 __all__ = ["Slots", "Summed"]
 
+Float32 = NDArray[np.float32]
 BASE = 1024
 DIGITS = 3
 METRIC_RANGE = 1000.0
