@@ -35,7 +35,7 @@ from truststram.records import Float32
 
 SEED = 1
 SIZE, RATIO = 1_000_000, 0.1
-ROUNDS = 6
+ROUNDS = 8
 MODEL = bytes(16)
 CNN = "a CNN with 996,206 parameters on Fashion-MNIST, 5 clients with 3 classes each"
 
@@ -46,12 +46,13 @@ def lines(quick: bool) -> Iterator[Line]:
     torch.set_num_threads(1)
     updates = {"heavy tails": heavy_tailed(SIZE, SEED)}
     progress(f"codecs: training {CNN}")
-    pairs = real(make_codec("topk-q8", RATIO), 2 if quick else ROUNDS, SEED)
+    rounds = 4 if quick else ROUNDS
+    pairs = real(make_codec("topk-q8", RATIO), rounds, SEED)
     plain, fed = ([pair[i] for pair in pairs] for i in (0, 1))
     updates |= {"a CNN's update": plain[0], "the same with residual": fed[0]}
     with threadpool_limits(1):
         yield from sizes(updates)
-        yield from predictions(fed)
+        yield from predictions(fed, rounds)
         yield from errors(updates)
         yield from at_equal_error(updates)
         yield from speed(updates["heavy tails"], repeats=15 if quick else 60)
@@ -124,7 +125,7 @@ def _entropy_bytes(k: int, d: int) -> float:
     return nats / math.log(2) / 8
 
 
-def predictions(fed: list[Float32]) -> Iterator[Line]:
+def predictions(fed: list[Float32], rounds: int) -> Iterator[Line]:
     """Yield how far sizes are from the predicted ones."""
     for name in CODECS:
         codec = make_codec(name, RATIO)
@@ -136,7 +137,7 @@ def predictions(fed: list[Float32]) -> Iterator[Line]:
             goal=f"ours <= {2 if codec.fixed_size else 10}",
             unit="%",
             seeds=[SEED],
-            note=f"largest deviation for {len(fed)} clients; {CNN}, round {ROUNDS} "
+            note=f"largest deviation for {len(fed)} clients; {CNN}, round {rounds} "
             "with error feedback",
         )
 

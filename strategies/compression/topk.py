@@ -163,7 +163,7 @@ class TopKQ8(_TopK):
     def predicted_payload(self, d: int) -> float:
         """Return the expected bytes: places as measured, Gaussian values.
 
-        That is what error feedback makes of updates: to 10 % for ratios from 0.05
+        That is what error feedback makes of updates: to 10 % for ratios from 0.1
         (`benchmarks.codecs`), to 15 % below. A single update is further off where its
         tails are heavy (more bytes) or whole rows are still (fewer).
         """
@@ -178,7 +178,7 @@ class TopKQ8(_TopK):
 # A step of `topk-q8` is at least the smallest value sent divided by this.
 _FINEST = 2
 # Bytes of places beside random ones, measured; of zstd's frame with its table.
-_INDEX_PART, _TABLE_BYTES = 0.93, 40
+_INDEX_PART, _TABLE_BYTES = 0.92, 40
 
 
 @lru_cache(maxsize=64)

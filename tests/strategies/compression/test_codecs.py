@@ -233,7 +233,7 @@ def with_error_feedback(codec, d, rounds=8):
 
 
 @pytest.mark.parametrize("name", ["topk", "topk-q8"])
-@pytest.mark.parametrize("ratio", [0.05, 0.1, 0.5])
+@pytest.mark.parametrize("ratio", [0.1, 0.5])
 @pytest.mark.parametrize("d", [20_490, 200_000])
 def test_sizes_of_entropy_coded_payloads_are_predicted_to_10_percent(name, ratio, d):
     """As error feedback makes updates; those of CNNs: `benchmarks.codecs`."""
