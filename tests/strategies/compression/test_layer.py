@@ -25,6 +25,7 @@ from strategies.compression.messages import FRAME, RECORD, STEPS, Ask, framed, w
 from strategies.compression.mod import compression_mod
 from strategies.guard.layer import Guard
 from strategies.mean.layer import WeightedMean
+from strategies.mechanisms.layer import CentralDP
 from strategies.update import Model, read_delta, with_delta
 from tests.adversaries.replies import HOSTILE
 from tests.support.federation import (
@@ -36,6 +37,7 @@ from tests.support.federation import (
     weights,
 )
 from truststram.errors import ProtocolError
+from truststram.job import Job
 
 SHAPES = {"w": (40, 30), "b": (16,)}
 SIZE = 1216
@@ -416,6 +418,25 @@ def test_evaluation_goes_down_the_same_chain():
     assert all(len(m.content[STEPS]) == 0 for m in messages)
     layer.aggregate_train(2, grid.send_and_receive(messages))
     assert codes(events) == []
+
+
+@pytest.mark.parametrize("codec", ["topk-q8", "eden-1"])
+def test_noise_by_the_server_covers_what_was_decoded(codec):
+    """However long decoded updates are, what they add to the noise is the clip."""
+    keys = {"privacy.mechanism": "gaussian", "privacy.insecure": True}
+    keys |= {"privacy.clip": 0.5, "train.rounds": 2, "server.lr": 1.0}
+    released = []
+    for size in (0.0, 100.0):
+        private = Guard(CentralDP(Job.of(keys)), static=True)
+        layer, events = made(private, codec=codec)
+        grid = grid_of(app(amount=lambda p, size=size: size * target(p)), 3)
+        arrays = round_of(layer, grid, 1, start_model())
+        arrays = round_of(layer, grid, 2, arrays)  # with feedback of the first
+        released.append(weights(arrays))
+        assert codes(events) == []
+    # The noise of a seed is the same: the rest is the mean of three clipped updates.
+    moved = np.linalg.norm(released[1] - released[0])
+    assert 0 < moved <= 2 * 0.5 * 1.001
 
 
 def test_messages_share_contents():
