@@ -29,6 +29,7 @@ from flwr.app import ConfigRecord, RecordDict
 from truststram.errors import ConfigError, ProtocolError
 from truststram.job import Job
 
+from .groups import LEAST
 from .masks import word
 from .quantise import Coder, Quantiser
 from .secagg import STAGES, Session
@@ -71,23 +72,24 @@ class Settings:
         return Quantiser(self.job.secure.clip, bits, most)
 
     @property
-    def word(self) -> np.dtype[Any]:
-        """Type of the masked values of the quantiser."""
-        return word(self.quantiser.width)
+    def least(self) -> int:
+        """Smallest number of nodes in a sum: with colluders, still three others."""
+        keys = self.job.secure
+        return max(keys.min_cohort, LEAST + keys.colluders)
 
     @cached_property
     def hash(self) -> str:
         """Hash of everything a frame depends on."""
         keys = self.job.secure
         noise = [self.job.privacy, keys.colluders] if self.encoder else []
-        about = [SCHEME, keys.threat, keys.min_cohort, self.quantiser, *noise]
+        about = [SCHEME, keys.threat, self.least, self.quantiser, *noise]
         return digest(repr(about).encode())
 
     def session(self, run: str, request: Request) -> Session:
         """Return the sum that a request is about."""
         keys = self.job.secure
         model = bytes.fromhex(request.model)
-        return Session(run, request.round, model, keys.threat, keys.min_cohort)
+        return Session(run, request.round, model, keys.threat, self.least)
 
     def header(self, run: str, request: Request, cohort: str, **about: Any) -> Header:
         """Return the header of a frame of this job."""

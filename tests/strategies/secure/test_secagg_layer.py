@@ -15,7 +15,7 @@ from strategies.secure.graph import MALICIOUS, SEMI_HONEST
 from strategies.secure.identity import Identity
 from strategies.secure.secagg_layer import SecAggSum
 from strategies.secure.secagg_mod import secagg_mod
-from strategies.secure.secagg_wire import Request, Settings
+from strategies.secure.secagg_wire import Request, Settings, word_of
 from strategies.secure.wire import SECURE
 from strategies.server_sgd import ServerSGD
 from tests.strategies.secure.masked import STEPS, Federation, job_of, stage_of
@@ -498,7 +498,8 @@ def test_the_grid_is_as_fine_as_the_largest_cohort_allows():
     for most, bits in {3: 30, 32: 27, 100: 25, 1000: 22}.items():
         settings = Settings(job_of(**{"secure.max-cohort": most}))
         assert (settings.quantiser.bits, settings.quantiser.width) == (bits, 32)
-        assert settings.word.itemsize == 4  # of a float32
+        slots = settings.slots({"values": 3, "metrics": []})
+        assert word_of(slots).itemsize == 4  # of a float32
 
 
 def test_it_stands_in_a_stock_app_around_a_stock_strategy():
