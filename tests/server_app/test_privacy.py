@@ -193,7 +193,10 @@ def test_the_final_model_is_the_average_of_the_last_half(tmp_path):
     assert json.dumps(event)
 
 
+# Everyone in every round: quick to plan.
+WHOLE = {**CENTRAL, "round.fraction": 1.0}
 TOLD = {
+    "privacy.mechanism": "gaussian",
     "privacy.evaluate-epsilon": 8.0,
     "privacy.epsilon": 16.0,
     "round.evaluate": "clients",
@@ -254,7 +257,7 @@ class TestEvaluationByTheNodes:
 
     def test_the_server_adds_it_if_it_is_trusted(self, tmp_path, monkeypatch):
         sent = answers(monkeypatch)
-        changes = {**CENTRAL, **TOLD, "privacy.evaluate-every": 2}
+        changes = {**WHOLE, **TOLD, "privacy.evaluate-every": 2}
         result = run(tmp_path, changes=changes, task=Accurate)
         replies = [
             dict(content["metrics"]) for kind, content in sent if kind == "evaluate"
@@ -276,7 +279,7 @@ class TestEvaluationByTheNodes:
 
     def test_the_same_noise_is_released_when_a_round_runs_again(self, tmp_path):
         """In the insecure mode; and it is charged once."""
-        changes = {**CENTRAL, **TOLD, "privacy.evaluate-every": 1}
+        changes = {**WHOLE, **TOLD, "privacy.evaluate-every": 1}
         run(tmp_path, "whole", changes)
         killed(tmp_path, "broken", mid_checkpoint, changes)
         run_local(job(tmp_path, "", {**changes, "run.resume": "broken"}), 5)
@@ -303,12 +306,12 @@ class TestEvaluationByTheNodes:
         assert report.metrics["accuracy"] != pytest.approx(0.8642, abs=1e-6)
 
 
-PLATEAU = {**CENTRAL, "privacy.schedule": "on-plateau", "train.rounds": 8}
+PLATEAU = {**WHOLE, "privacy.schedule": "on-plateau", "train.rounds": 8}
 
 
 class TestSchedules:
     def test_less_and_less_noise(self, tmp_path):
-        run(tmp_path, changes={**CENTRAL, "privacy.schedule": "increasing"})
+        run(tmp_path, changes={**WHOLE, "privacy.schedule": "increasing"})
         noise = [event["noise"] for event in kinds(tmp_path, "privacy-spent")]
         assert noise == sorted(set(noise), reverse=True)
         [plan] = kinds(tmp_path, "privacy-plan")

@@ -87,6 +87,9 @@ def audited(job: Job) -> Job:
     return Job.of(
         {
             **keys,
+            "privacy.schedule": "constant",
+            "privacy.evaluate-epsilon": 0.0,
+            "privacy.evaluate-every": 0,
             "run.seed": job.run.seed,
             "train.rounds": 1,
             "round.min-nodes": 1,

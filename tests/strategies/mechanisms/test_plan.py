@@ -23,10 +23,15 @@ TOLD = {"privacy.evaluate-epsilon": 1.0, "round.evaluate": "clients"}
 CASES = {
     "constant": {},
     "increasing": {"privacy.schedule": "increasing"},
-    "increasing auto": {"privacy.schedule": "increasing", "privacy.mechanism": "auto"},
+    "increasing auto": {
+        "privacy.schedule": "increasing",
+        "privacy.mechanism": "auto",
+        "train.rounds": 2,
+    },
     "increasing laplace": {
         "privacy.schedule": "increasing",
         "privacy.mechanism": "laplace",
+        "train.rounds": 3,
     },
     "fixed": {"privacy.sampling": "fixed", "round.fraction": 0.2},
     "evaluated": {**TOLD, "privacy.evaluate-every": 5},

@@ -70,6 +70,14 @@ def test_replaced_clients_send_the_opposite():
     assert result.problems == REPEATS
 
 
+def test_what_concerns_other_rounds_is_left_out_of_the_audited_one():
+    evaluated = job(schedule="increasing", **{"evaluate-epsilon": 1.0})
+    evaluated = evaluated.replace({"round.evaluate": "clients"})
+    result = run(evaluated, 300)
+    assert result.problems == REPEATS
+    assert result.claim == 2.0
+
+
 def test_secure_noise_is_no_problem():
     result = audit(job(insecure=False), canaries=100, beta=1e-9)
     assert result.ok
