@@ -181,7 +181,7 @@ def torch_fed_avg(name, weighting):
         updates, counts = [], []
         for x, y in silos(name):
             local = copy.deepcopy(server)
-            sgd = torch.optim.SGD(learnt(local), lr=BASE["train.lr"])
+            sgd = torch.optim.SGD(learnt(local), lr=JOBS[name]["train.lr"])
             for _ in range(BASE["train.local-epochs"]):
                 for rows in torch.arange(len(x)).split(BASE["train.batch-size"]):
                     sgd.zero_grad()
