@@ -26,6 +26,10 @@ def _of_all(job: Job) -> bool:
     return job.secure.on and job.secure.group_size == 0
 
 
+def _has_decryptor(job: Job) -> bool:
+    return job.secure.key_holder == "decryptor"
+
+
 SECURE: tuple[Refusal, ...] = (
     Refusal(
         lambda job: _of_all(job) and job.robust.rule != "mean",
@@ -60,10 +64,16 @@ SECURE: tuple[Refusal, ...] = (
         "metrics are part of the secure sum",
     ),
     Refusal(
-        lambda job: job.secure.scheme == "ckks" and job.secure.key_holder != "clients",
+        lambda job: job.secure.scheme == "ckks" and _has_decryptor(job),
         "secure.key-holder = decryptor with secure.scheme = ckks",
         "encryption under a public key is built for bfv, which is smaller and exact",
         "secure.scheme = bfv, or secure.key-holder = clients",
+    ),
+    Refusal(
+        lambda job: job.secure.scheme == "secagg" and _has_decryptor(job),
+        "secure.key-holder = decryptor with secure.scheme = secagg",
+        "masks cancel in the sum, and nobody holds a key that could decrypt it",
+        "leave it out, or secure.scheme = bfv",
     ),
     Refusal(
         lambda job: (

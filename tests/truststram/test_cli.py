@@ -19,7 +19,7 @@ from truststram._options import to_toml
 from truststram.cli import app
 from truststram.errors import CheckpointError, ConfigError, DataError, RunError
 from truststram.job import Job, keys
-from truststram.progress import displayed, round_line, size, summary
+from truststram.progress import alert_line, displayed, round_line, size, summary
 from truststram.result import RoundReport, RunResult
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -331,6 +331,16 @@ def test_progress_shows_alerts_when_they_happen(tmp_path, terminal):
     assert "1, [2]; response: log" in text
     assert "alert ended in round 2 (10%)" in text
     assert terminal or text.count("rejected by the rule: 1 (change)") == 1
+
+
+def test_progress_says_who_must_collude_and_what_is_not_encrypted():
+    plan = {"kind": "secure-plan", "scheme": "bfv", "trust": "Any two can.", "clear": 0}
+    assert alert_line(plan) == "secure sum (bfv): Any two can."
+    part = {"clear": 1234, "clear_fraction": 0.05, "clear_arrays": ["a", "b"]}
+    line = alert_line({**plan, **part})
+    assert line.endswith("NOT encrypted: 1,234 values (5.0%) of a, b.")
+    refused = {"kind": "secure-refused", "round": 3, "detail": "2 valid frames"}
+    assert alert_line(refused) == "secure sum of round 3 refused: 2 valid frames"
 
 
 @pytest.mark.parametrize("terminal", [False, True])

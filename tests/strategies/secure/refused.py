@@ -16,7 +16,14 @@ REFUSED: dict[str, dict[str, object]] = {
     },
     "privacy by the server with secure": {**BFV, "privacy.mechanism": "gaussian"},
     "round.evaluate = clients with secure": {**BFV, "round.evaluate": "clients"},
-    "secure.key-holder = decryptor with": {**CKKS, "secure.key-holder": "decryptor"},
+    "secure.key-holder = decryptor with secure.scheme = ckks": {
+        **CKKS,
+        "secure.key-holder": "decryptor",
+    },
+    "secure.key-holder = decryptor with secure.scheme = secagg": {
+        "secure.scheme": "secagg",
+        "secure.key-holder": "decryptor",
+    },
     "secure.threat = malicious with": {**BFV, "secure.threat": "malicious"},
     "secure.layers with compression": {
         **BFV,

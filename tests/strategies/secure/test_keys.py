@@ -20,7 +20,6 @@ from strategies.secure.parameters import choose
 from tests.strategies.secure.support import job_of
 from truststram._flower import make_context
 from truststram.errors import ConfigError
-from truststram.job import Job
 
 JOB = job_of("bfv", max_cohort=10)
 PUBLIC_JOB = job_of("bfv", key_holder="decryptor", max_cohort=10)
