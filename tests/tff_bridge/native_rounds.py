@@ -1,3 +1,9 @@
+# /// script
+# requires-python = "==3.11.*"
+# dependencies = ["tensorflow-federated==0.87.0"]
+# [tool.uv]
+# override-dependencies = ["jax==0.4.13", "jaxlib==0.4.13"]
+# ///
 """In the compiler's environment: compile jobs, and run them on TFF's own executor.
 
 Run by ``test_golden.py`` as ``native_rounds.py FOLDER...``; each folder has ``in``
