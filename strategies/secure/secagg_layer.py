@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from truststram._flower import run_id
-from truststram.errors import RunError
+from truststram.errors import ProtocolError, RunError
 from truststram.job import Job
 from truststram.records import records_of
 
@@ -104,7 +104,7 @@ class SecAggSum(StrategyLayer):
         stages = Stages(
             self._federation, self.settings, request, self.emit, self.name_of
         )
-        self._round = Round(stages, self._cohorts(messages))
+        self._round = Round(stages, self._cohorts(messages, stages))
         return self._round.begin(messages)
 
     def aggregate_train(
@@ -138,7 +138,7 @@ class SecAggSum(StrategyLayer):
             keys="simulated" if self._federation.simulated else "operator",
         )
 
-    def _cohorts(self, messages: Sequence[Message]) -> list[list[int]]:
+    def _cohorts(self, messages: Sequence[Message], stages: Stages) -> list[list[int]]:
         """Return the nodes of each sum."""
         nodes = [message.metadata.dst_node_id for message in messages]
         if not self._groups:
@@ -146,7 +146,10 @@ class SecAggSum(StrategyLayer):
         cohorts: list[list[int]] = [[] for _ in range(len(self._groups))]
         for node in nodes:
             index = self._groups.index(self.name_of(node))
-            if index is not None:  # it came after the groups were made
+            if index is None:  # it came after the groups were made
+                error = ProtocolError("unknown-node", "the node is in no group")
+                stages.drop(KEYS, node, error)
+            else:
                 cohorts[index].append(node)
         return cohorts
 

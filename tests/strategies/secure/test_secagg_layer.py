@@ -214,6 +214,16 @@ def test_a_group_that_is_too_small_is_left_out():
     assert [e["code"] for e in f.of("secure-refused")] == ["too-few-left"]
 
 
+def test_a_node_that_came_after_the_groups_is_left_out():
+    f = Federation(8, **{"secure.group-size": 4})
+    names = sorted(map(str, f.grid.get_node_ids()))
+    f.layer.load_state({"groups": [names[:4], names[4:7]]})
+    f.round()
+    assert [e["clients"] for e in f.of("secure-sum")] == [4, 3]
+    told = [(e["node"], e["code"]) for e in f.of("reply-dropped")]
+    assert told == [(names[7], "unknown-node")]
+
+
 # Replies that are not what they should be.
 
 
