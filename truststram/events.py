@@ -49,10 +49,9 @@ Events
 ``privacy-exhausted`` round, epsilon
 ``secure-plan``      scheme, trust (who must collude), bits, clip, most, encrypted, clear,
                      clear_fraction, clear_arrays, keys (simulated | operator)
-``secure-sum``       round, clients, clipped (fraction), bytes_down, bytes_up (of the
-                     decryption)
+``secure-sum``       round, clients, clipped (fraction)
 ``secure-refused``   round, code, detail
-``secure-stage``     round, stage, asked, answered, bytes_down, bytes_up (secagg)
+``secure-stage``     round, stage, asked, answered, bytes_down, bytes_up
 ``update-zeroed``    node, code
 ``final-model``      round, metrics
 ``run-finished``     status (completed | failed | stopped), reason, seconds

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from truststram._flower import is_simulation
 from truststram.engine import LocalGrid
 from truststram.errors import ConfigError, ProtocolError
-from truststram.exchange import Exchange
+from truststram.exchange import Exchange, Phase
 from truststram.job import Job
 
 from . import automatic
@@ -91,11 +91,11 @@ class Federation:
         if name != member.name or first != node:
             raise ProtocolError("unknown-node", "the key belongs to another node")
 
-    def find_decryptors(self, server_round: int) -> None:
-        """Ask the nodes that are not known yet who they are."""
+    def find_decryptors(self, server_round: int) -> Phase | None:
+        """Ask the nodes that are not known yet who they are; None if all are."""
         unknown = [n for n in self.grid.get_node_ids() if n not in self._names]
         if not unknown:
-            return
+            return None
         request = Request(HELLO, server_round)
         content = RecordDict({SECURE: request.record()})
         group = str(server_round)
@@ -107,7 +107,8 @@ class Federation:
             "round": server_round,
             "stage": HELLO,
         }
-        for reply in exchange(messages, lambda *_: None).replies:
+        phase = exchange(messages, lambda *_: None)
+        for reply in phase.replies:
             try:
                 if reply.has_error():
                     continue  # it will not be able to train either, and be told then
@@ -123,3 +124,4 @@ class Federation:
                 "secure.key-holder = decryptor, and no node of the roster's role "
                 "decryptor is connected."
             )
+        return phase

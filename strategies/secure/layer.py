@@ -22,6 +22,7 @@ from flwr.serverapp.strategy import Strategy
 
 from truststram._flower import run_id
 from truststram.errors import ConfigError, ProtocolError, RunError
+from truststram.exchange import Phase
 from truststram.job import Job
 from truststram.records import blank, records_of
 
@@ -37,7 +38,7 @@ from .keys import require_seal
 from .opening import Opening, Part
 from .selection import Selection
 from .slots import Summed
-from .terms import UPDATE, Request, label_of, terms_of
+from .terms import HELLO, OPEN, UPDATE, Request, label_of, terms_of
 from .trust import trust_line
 from .wire import SECURE, hash_of_model
 
@@ -69,9 +70,10 @@ class SecureSum(StrategyLayer):
 
     Events
     ------
-    ``secure-plan`` (once: scheme, trust, bits, clip, largest cohort, encrypted, clear,
-    clear-fraction, clear-arrays, keys), ``secure-sum`` (round, clients, clipped, bytes
-    of the decryption), ``secure-refused`` (round, code, detail), ``reply-dropped``.
+    ``secure-plan`` (once: scheme, trust, bits, clip, most, encrypted, clear,
+    clear_fraction, clear_arrays, keys), ``secure-stage`` (round, stage ``open`` or
+    ``hello``, asked, answered, bytes_down, bytes_up), ``secure-sum`` (round, clients,
+    clipped), ``secure-refused`` (round, code, detail), ``reply-dropped``.
 
     Raises
     ------
@@ -90,7 +92,7 @@ class SecureSum(StrategyLayer):
         self.job, self.terms = job, terms_of(job)
         self._federation: Federation | None = None
         self._groups: Groups | None = None
-        self._request = Request(UPDATE, 0)
+        self._request, self._round = Request(UPDATE, 0), 0
 
     @property
     def federation(self) -> Federation:
@@ -106,10 +108,10 @@ class SecureSum(StrategyLayer):
         messages = list(super().configure_train(server_round, arrays, config, grid))
         if self._federation is None:
             self._begin(grid)
-        federation = self.federation
+        federation, self._round = self.federation, server_round
         federation.grid = grid
         if self.terms.parameters.public:
-            federation.find_decryptors(server_round)
+            self._tell_stage(HELLO, [federation.find_decryptors(server_round)])
         messages = [
             m for m in messages if m.metadata.dst_node_id not in federation.decryptors
         ]
@@ -215,6 +217,7 @@ class SecureSum(StrategyLayer):
         nodes = [reply.metadata.src_node_id for found in sets for reply, _ in found]
         parts = [intake.added(found) for found in sets]
         opening(parts, list(self.federation.decryptors) or nodes)
+        self._tell_stage(OPEN, opening.phases)
         means = []
         for found, part in zip(sets, parts, strict=True):
             try:
@@ -241,11 +244,9 @@ class SecureSum(StrategyLayer):
         found = slots.read(part.result, len(replies), label_of(header))
         self.emit(
             "secure-sum",
-            round=self._request.round,
+            round=self._round,
             clients=found.clients,
             clipped=round(found.clipped / max(slots.values * found.clients, 1), 6),
-            bytes_down=opening.bytes_down,
-            bytes_up=opening.bytes_up,
         )
         update = self._update(replies, found)
         examples = max(found.examples, 1)
@@ -266,10 +267,24 @@ class SecureSum(StrategyLayer):
         record[DELTA] = array  # the constructor would make another Array
         return RecordDict({UPDATE_RECORD: record})
 
+    def _tell_stage(self, stage: str, phases: Sequence[Phase | None]) -> None:
+        """Tell what was exchanged besides requests for updates and their replies."""
+        for phase in phases:
+            if phase is not None and (phase.replies or phase.lost):
+                self.emit(
+                    "secure-stage",
+                    round=self._round,
+                    stage=stage,
+                    asked=len(phase.replies) + phase.lost,
+                    answered=len(phase.replies),
+                    bytes_down=phase.bytes_down,
+                    bytes_up=phase.bytes_up,
+                )
+
     def _drop(self, reply: Message, error: ProtocolError) -> None:
         self.emit(
             "reply-dropped",
-            round=self._request.round,
+            round=self._round,
             phase="train",
             node=self.name_of(reply.metadata.src_node_id),
             code=error.code,
@@ -279,7 +294,7 @@ class SecureSum(StrategyLayer):
     def _refuse(self, error: ProtocolError) -> None:
         self.emit(
             "secure-refused",
-            round=self._request.round,
+            round=self._round,
             code=error.code,
             detail=error.detail,
         )

@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from truststram.errors import ProtocolError
-from truststram.exchange import Exchange
+from truststram.exchange import Exchange, Phase
 
 from .holder import nodes_hash, sum_dtype
 from .identity import Roster
@@ -81,8 +81,8 @@ class Opening:
     ----------
     reasons : list of ProtocolError
         Why answers were not used.
-    bytes_down, bytes_up : int
-        Payload of the exchanges.
+    phases : list of Phase
+        The exchanges.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Opening:
         self._expected = {**expected, "stage": SUM}
         self._request = request
         self.reasons: list[ProtocolError] = []
-        self.bytes_down = self.bytes_up = 0
+        self.phases: list[Phase] = []
 
     def __call__(self, parts: Sequence[Part], holders: Sequence[int]) -> None:
         """Decrypt ``parts``; those without a ``result`` afterwards could not be.
@@ -120,8 +120,7 @@ class Opening:
                     messages += [self._message(part, i, n) for n in order[:missing]]
                     del order[:missing]
             phase = exchange(messages, lambda *_: None)
-            self.bytes_down += phase.bytes_down
-            self.bytes_up += phase.bytes_up
+            self.phases.append(phase)
             for reply in phase.replies:
                 self._take(reply, parts, agree)
             if not messages or all(part.final for part in parts):
@@ -133,7 +132,6 @@ class Opening:
 
     def _message(self, part: Part, index: int, node: int) -> Message:
         adds = self._terms.job.secure.threat == "malicious"
-        whole = tuple(frame.head + frame.body for frame in part.frames)
         request = Request(
             stage=OPEN,
             round=self._request.round,
@@ -141,7 +139,7 @@ class Opening:
             model=self._request.model,
             heads=() if adds else tuple(frame.head for frame in part.frames),
             total=b"" if adds else part.total,
-            frames=whole if adds else (),
+            frames=tuple(f.head + f.body for f in part.frames) if adds else (),
             part=index,
         )
         content = RecordDict({SECURE: request.record()})

@@ -51,6 +51,21 @@ def test_the_model_moves_by_the_mean_of_all_updates(job, inner):
     assert "together" in plan["trust"] or "colludes" in plan["trust"]
 
 
+def test_what_is_exchanged_besides_updates_is_told_and_counted():
+    f = Round(JOBS["decryptor"], 5)
+    for _ in range(2):
+        f.run()
+    stages = f.told("secure-stage")
+    found = [(e["round"], e["stage"], e["asked"], e["answered"]) for e in stages]
+    assert found == [(1, "hello", 5, 5), (1, "open", 1, 1), (2, "open", 1, 1)]
+    assert all(e["bytes_up"] > 300 and e["bytes_down"] > 50 for e in stages)
+    one = Round(JOBS["bfv"], 4)
+    one.run()
+    [stage] = one.told("secure-stage")
+    assert (stage["asked"], stage["answered"]) == (2, 2)
+    assert stage["bytes_down"] > 2 * parameters_of(JOBS["bfv"]).most_bytes(30)
+
+
 def test_the_same_run_twice_gives_the_same_model():
     one, two = (Round(JOBS["ckks"], 4) for _ in range(2))
     np.testing.assert_array_equal(weights(one.run()[0]), weights(two.run()[0]))
