@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import truststram
+from examples.compression_in_a_flower_app import example as compression_example
 from examples.encrypted_sum_in_a_flower_app import main as encrypted_example
 from examples.guard_in_a_flower_app import main as guard_example
 from examples.own_task import TwoMoons
@@ -18,6 +19,14 @@ def test_own_task_learns(tmp_path):
     result = truststram.run(job, task=TwoMoons, nodes=4, dir=tmp_path, progress=False)
     assert result.ok
     assert result.metrics["accuracy"] > 0.9
+
+
+def test_compression_sends_25_times_less_and_arrives():
+    times, distance = compression_example()
+    assert times > 25
+    plain, exact = compression_example("none")
+    assert abs(plain - 1) < 0.001
+    assert exact < distance < 0.15
 
 
 def test_the_guard_drops_the_nan_client():

@@ -392,6 +392,46 @@ def test_a_lost_residual_is_told():
     assert told["node"] == layer.name_of(grid.get_node_ids()[0])
 
 
+def deployed(folder, nodes=3):
+    """A grid of nodes that have just started: nothing but their folders is left."""
+    grid = grid_of(app(), nodes)
+    for node in grid.get_node_ids():
+        config = grid.context(node).node_config
+        config["state-path"] = str(folder)
+        config.pop("simulated")
+    return grid
+
+
+def test_a_deployed_node_that_restarts_goes_on_from_its_folder(tmp_path):
+    found = []
+    for restarts in (False, True):
+        layer, events = made(codec="topk-q8", downlink="q8")
+        folder, arrays = tmp_path / str(restarts), start_model()
+        grid = deployed(folder)
+        for number in range(1, 5):
+            arrays = round_of(layer, grid, number, arrays)
+            grid = deployed(folder) if restarts else grid
+        assert codes(events) == []
+        assert "residual-lost" not in dict(events)
+        assert not any(len(grid.context(n).state) for n in grid.get_node_ids())
+        found.append(weights(arrays))
+    np.testing.assert_array_equal(*found)
+
+
+def test_a_damaged_folder_is_told_and_the_run_goes_on(tmp_path):
+    layer, events = made(codec="topk-q8", downlink="q8")
+    arrays = round_of(layer, deployed(tmp_path), 1, start_model())
+    for path in tmp_path.glob("*/*/*"):
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    arrays = round_of(layer, deployed(tmp_path), 2, arrays)
+    assert codes(events) == ["model-missing"] * 3
+    round_of(layer, deployed(tmp_path), 3, arrays)
+    assert codes(events) == ["model-missing"] * 3
+    lost = [data for kind, data in events if kind == "residual-lost"]
+    assert [data["damaged"] for data in lost] == [True] * 3
+
+
 def test_the_model_is_x_plus_the_update_and_nodes_train_from_m():
     """The inner layers see M_t, the server keeps x_t."""
     layer, _ = made(codec="none", downlink="eden-2")
