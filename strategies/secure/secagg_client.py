@@ -12,7 +12,6 @@ made, so what is kept then opens nothing of this client's own.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -68,24 +67,15 @@ class Client:
     Parameters
     ----------
     session : Session
-        As this client understands them: its own job, the model it will train.
+        As this client understands it: its own job, the model it will train.
     identity : Identity
     roster : Roster
         The clients that may be in the sum; this one among them.
-    random : callable
-        ``random(n)`` returns n secret random bytes; the operating system's.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        identity: Identity,
-        roster: Roster,
-        *,
-        random: Callable[[int], bytes] = os.urandom,
-    ) -> None:
+    def __init__(self, session: Session, identity: Identity, roster: Roster) -> None:
         self.session, self.name = session, identity.member.name
-        self._identity, self._roster, self._random = identity, roster, random
+        self._identity, self._roster = identity, roster
         self._kept = _State()
         self._cohort: Cohort | None = None
 
@@ -123,8 +113,8 @@ class Client:
     def keys(self) -> bytes:
         """Make fresh keys; return the advert of their public halves."""
         self._enter("keys")
-        self._kept.mask = self._random(KEY_BYTES)
-        self._kept.share = self._random(KEY_BYTES)
+        self._kept.mask = os.urandom(KEY_BYTES)
+        self._kept.share = os.urandom(KEY_BYTES)
         return self._advert()
 
     def shares(self, body: bytes) -> bytes:
@@ -152,7 +142,7 @@ class Client:
         cohort = self.cohort
         if self._advert() not in split(body, MAX_CLIENTS):
             raise ProtocolError("own-keys", "the cohort has other keys of this client")
-        self._kept.seed = self._random(KEY_BYTES)
+        self._kept.seed = os.urandom(KEY_BYTES)
         holders = cohort.holders(self.name)
         secrets = (self._kept.mask, self._kept.seed)
         dealt = [

@@ -215,7 +215,7 @@ def test_a_group_that_is_too_small_is_left_out():
 
 
 def test_a_node_that_came_after_the_groups_is_left_out():
-    f = Federation(8, **{"secure.group-size": 4})
+    f = Federation(8, inner=WeightedMean, **{"secure.group-size": 4})
     names = sorted(map(str, f.grid.get_node_ids()))
     f.layer.load_state({"groups": [names[:4], names[4:7]]})
     f.round()
