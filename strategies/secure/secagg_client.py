@@ -178,8 +178,8 @@ class Client:
         self._enter("mask")
         cohort = self.cohort
         flags, *sealed = split(body, 1 + MAX_CLIENTS)
-        there = cohort.left(flags)
-        dealers = [n for n in cohort.neighbours[self.name] if n in set(there)]
+        there = set(cohort.left(flags))
+        dealers = [n for n in cohort.neighbours[self.name] if n in there]
         enough = len(dealers) + 1 >= cohort.needed(self.name)
         if self.name not in there or len(sealed) != len(dealers) or not enough:
             raise ProtocolError("too-few-left", "too few neighbours, or shares missing")
@@ -191,7 +191,7 @@ class Client:
     def mask(self, values: NDArray[np.unsignedinteger[Any]]) -> None:
         """Mask ``values`` (n,) in place, and forget the keys it was done with.
 
-        Call it once after :meth:`open`; values of another call would be masked alike.
+        Works once, after :meth:`open`: other values must not get the same mask.
         """
         if not (self._kept.seed and self._kept.flags):
             raise ProtocolError("stage", "no shares were exchanged, or it was masked")
