@@ -1,7 +1,7 @@
 """Executes a plan's pieces with plain TensorFlow; nothing of TFF is needed here.
 
 TensorFlow is imported when the first piece is made: 5 to 20 seconds, and about 700 MB
-of memory for the process. It is told to use one thread before it starts, because a
+of memory for the process. It is told to use few threads before it starts, because a
 machine may hold many simulated silos, and torch beside it.
 
 A plan is code. Every :class:`~tff_bridge.plan.Plan` has been through
@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 from importlib.util import find_spec
 from logging import ERROR
 from typing import Any
@@ -34,7 +34,9 @@ from .manifest import Piece, Program
 
 __all__ = ["CoordinatorRuntime", "PieceFunction", "SiloRuntime", "require_tensorflow"]
 
-THREADS = 1
+# Threads in one operator: one, so that sums do not depend on the machine. Operators at
+# the same time: those of several simulated silos.
+WITHIN, AT_ONCE = 1, min(4, os.cpu_count() or 1)
 # Parts of a metric's place in TFF's structure that tell nothing.
 _NOT_TOLD = ("metrics", "client_work")
 
@@ -51,7 +53,7 @@ def require_tensorflow(who: str) -> None:
 
 
 def tensorflow() -> Any:
-    """Return TensorFlow, imported once, with one thread and a quiet log."""
+    """Return TensorFlow, imported once, with few threads and a quiet log."""
     with _importing:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         import tensorflow as tf
@@ -59,8 +61,8 @@ def tensorflow() -> Any:
         threads = tf.config.threading
         if threads.get_intra_op_parallelism_threads() == 0:
             try:
-                threads.set_intra_op_parallelism_threads(THREADS)
-                threads.set_inter_op_parallelism_threads(THREADS)
+                threads.set_intra_op_parallelism_threads(WITHIN)
+                threads.set_inter_op_parallelism_threads(AT_ONCE)
             except RuntimeError:
                 pass  # this process used TensorFlow before: its threads are running
         return tf
@@ -186,8 +188,9 @@ class SiloRuntime:
         x, y : arrays of n examples and labels
             Of the plan's dtypes.
         order : int64 array of shape (epochs, n)
-            The order of the examples in each pass. The last batch of a pass holds what
-            is left; batches never span two passes.
+            The order of the examples in each pass, for which they are copied once a
+            pass. The last batch of a pass holds what is left; batches never span two
+            passes.
         batch_size : int
         prepared : sequence of arrays
             The leaves of ``prepare``.
@@ -199,12 +202,12 @@ class SiloRuntime:
         RunError
             As :class:`PieceFunction`.
         """
-        data = self._dataset(x, y, order, np.int64(batch_size))
+        data = self._dataset(x[order], y[order], np.int64(batch_size), len(order))
         return self._pieces["work"](data, *prepared, seconds=seconds)
 
     @cached_property
     def _dataset(self) -> Any:
-        """Return a function from arrays to the data set that ``work`` takes."""
+        """Return a function from arrays (passes, n, ...) to what ``work`` takes."""
         tf = tensorflow()
         # Rewriting the pipeline before each pass takes longer than small silos train.
         options = tf.data.Options()
@@ -212,15 +215,11 @@ class SiloRuntime:
         options.autotune.enabled = False
         options.deterministic = True
 
-        def batches(x: Any, y: Any, order: Any, size: Any) -> Any:
-            def one_pass(rows: Any) -> Any:
-                starts = tf.data.Dataset.range(0, tf.size(rows, tf.int64), size)
-                return starts.map(lambda start: batch(rows[start : start + size]))
-
-            def batch(rows: Any) -> Any:
-                return tf.gather(x, rows), tf.gather(y, rows)
-
-            data = tf.data.Dataset.from_tensor_slices(order).flat_map(one_pass)
+        def batches(x: Any, y: Any, size: Any, passes: int) -> Any:
+            slices = tf.data.Dataset.from_tensor_slices
+            # One data set a pass: a function over passes is made anew in every call.
+            each = [slices((x[i], y[i])).batch(size) for i in range(passes)]
+            data = reduce(lambda a, b: a.concatenate(b), each)
             return tf.data.experimental.to_variant(data.with_options(options))
 
         return tf.function(batches, autograph=False, reduce_retracing=True)
