@@ -63,7 +63,8 @@ def permit(job: Job, context: Context) -> None:
     if most is not None and not (keys.on and keys.epsilon <= float(most)):
         found = f"epsilon {keys.epsilon:g}" if keys.on else "no differential privacy"
         raise ConfigError(f"The job has {found}; this node allows epsilon {most}.")
-    if config.get("local-noise") and not (keys.on and not keys.central):
+    by_nodes = keys.on and not keys.central and not keys.distributed
+    if config.get("local-noise") and not by_nodes:
         raise ConfigError(
             "This node answers only jobs in which it adds the noise itself "
             "(privacy.trust = local)."

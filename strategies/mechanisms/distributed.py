@@ -32,6 +32,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from truststram.errors import ConfigError
 from truststram.job import Job
@@ -103,6 +104,12 @@ class DistributedPlan:
     def std(self, clients: int) -> float:
         """Return the standard deviation of the noise in a sum, in clips."""
         return math.sqrt(clients * self.share) / self.on.units
+
+    def levels(self, clients: int) -> list[dict[str, Any]]:
+        """Return the noise in sums of so many clients as JSON values, for events."""
+        std = float(f"{self.std(clients):.6g}")
+        scale = self.release.scale
+        return [{"rounds": self.rounds, "scale": scale, "epsilon0": None, "std": std}]
 
     def ledger(self, job: Job) -> Ledger:
         """Return an empty ledger with the job's budget."""

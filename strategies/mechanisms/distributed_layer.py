@@ -136,14 +136,7 @@ def described(
     std = plan.std(nodes)
     return {
         "mechanism": release.mechanism,
-        "levels": [
-            {
-                "rounds": plan.rounds,
-                "scale": release.scale,
-                "epsilon0": None,
-                "std": float(f"{std:.6g}"),
-            }
-        ],
+        "levels": plan.levels(nodes),
         "unit": "client",
         "relation": release.relation,
         "trust": "distributed",

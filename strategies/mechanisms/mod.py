@@ -10,6 +10,9 @@ need not be trusted with it (Kasiviswanathan et al., "What Can We Learn Privatel
 SIAM J. Computing 40(3), 2011): whatever the node's data are, replies differ by at most
 two clips.
 
+With ``privacy.trust = distributed`` the round is counted here; clip and noise are part
+of the secure sum outside (:mod:`.encoder`), which the update reaches as it is.
+
 Message format: that of :mod:`..update`, with ``num-examples`` 1; the answer to an
 evaluate message is one MetricRecord with ``accuracy`` and ``num-examples`` 1.
 """

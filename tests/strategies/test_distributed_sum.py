@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Message
 from scipy import stats
 
+from client_app.node import permit
 from server_app.checkpoint import _packed, _unpacked
 from strategies import stack
 from strategies.base import StrategyLayer, synthetic_reply, walk
@@ -31,8 +32,11 @@ from tests.support.federation import (
     weights,
 )
 from truststram._flower import become_task, make_context
-from truststram.errors import RunError
+from truststram.errors import ConfigError, RunError
 from truststram.job import Job
+from truststram.privacy.finished import Finished
+from truststram.privacy.plan import preview
+from truststram.privacy.report import INSECURE, report
 
 BASE = {
     "privacy.mechanism": "skellam",
@@ -42,6 +46,7 @@ BASE = {
     "train.rounds": 2,
     "server.lr": 1.0,
 }
+NO_SUM = {"secure.scheme": "none", "privacy.mechanism": "gaussian"}
 SHAPES = {"w": (400, 50)}
 D = 20_000
 
@@ -193,6 +198,26 @@ def test_a_node_counts_for_itself_and_refuses_one_round_too_many():
         np.testing.assert_allclose(found, 0.25)
 
 
+def test_a_plan_for_people_says_what_the_layer_will_do():
+    job = Job.of({**BASE, "secure.min-cohort": 10})
+    shown = preview(job, nodes=20)
+    plan = distributed_plan(job, shown["parameters"])
+    assert shown["mechanism"] == "skellam"
+    assert shown["levels"] == plan.levels(20)
+    ratio = plan.std(20) * shown["parameters"] ** 0.5 / 20
+    assert shown["noise-to-signal"] == pytest.approx(ratio)
+    more = preview(job, nodes=shown["bearable"]["nodes"])
+    assert more["noise-to-signal"] == pytest.approx(1, rel=0.01)
+    assert "server sees only sums" in shown["guarantee"]
+
+
+def test_a_node_that_wants_its_own_noise_does_not_take_shares_for_it():
+    context = make_context(7, {"local-noise": True, "simulated": True}, {})
+    permit(Job.of({**BASE, "privacy.trust": "local", **NO_SUM}), context)
+    with pytest.raises(ConfigError, match="adds the noise itself"):
+        permit(Job.of(BASE), context)
+
+
 def test_with_noise_the_sum_has_no_checksum_and_without_it_has_one():
     update, rng = np.ones(D, np.float32), np.random.default_rng(0)
     noised = Slots(encoder_for(Job.of(BASE), D), D)
@@ -232,5 +257,10 @@ def test_a_run_under_secure_aggregation_ends_within_its_budget(tmp_path):
     assert [e["clipped"] for e in of["secure-sum"]] == [0, 0]
     assert of["privacy-spent"][-1]["epsilon"] == pytest.approx(20, rel=1e-3)
     assert "reply-dropped" not in of
+    told = report(Finished.read(result.dir))
+    assert (told["trust"], told["mechanism"]) == ("distributed", "skellam")
+    assert told["epsilon"] == pytest.approx(20, rel=1e-3)
+    assert "Theorem 3.5" in told["guarantee"]
+    assert told["problems"] == [INSECURE]
     again = runs.run(tmp_path, "again", changes, nodes=3)
     assert again.rounds[-1].metrics == result.rounds[-1].metrics  # insecure: repeats

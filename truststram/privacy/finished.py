@@ -17,6 +17,9 @@ from ..result import RunResult
 
 __all__ = ["AUDIT", "Finished", "attacked", "save"]
 
+# Layers of the server that keep a ledger.
+KEEPERS = ("CentralDP", "DistributedDP")
+
 # Where the result of `truststram privacy audit RUN` lies, in the run's folder.
 AUDIT = "privacy-audit.json"
 
@@ -71,7 +74,7 @@ class Finished:
             result=result,
             job=Job.of(result.job),
             log=log,
-            ledger=states.get("CentralDP", {}).get("ledger"),
+            ledger=next((states[n]["ledger"] for n in KEEPERS if n in states), None),
             round=record.round,
             audit=json.loads(path.read_text()) if path.exists() else None,
         )

@@ -64,6 +64,8 @@ def preview(job: Job, nodes: int, shuffled: int = 0) -> dict[str, Any]:
     common = {"task": job.task.name, "nodes": nodes, "parameters": size}
     examples = job.privacy.unit == "example"
     found = _of_examples if examples else _of_clients
+    if job.privacy.distributed:
+        found = _of_shares
     content = {**common, **found(job, nodes, size), **_of_evaluation(job, nodes)}
     return content | (_of_shuffling(job, size, shuffled) if shuffled else {})
 
@@ -134,6 +136,42 @@ def _of_clients(job: Job, nodes: int, size: int) -> dict[str, Any]:
         "verdict": verdict(now),
         "bearable": {"nodes": needed, "parameters": fitting},
         "advice": _advice(needed, fitting),
+    }
+
+
+def _of_shares(job: Job, nodes: int, size: int) -> dict[str, Any]:
+    """Return the plan for noise in shares, in the secure sum of all that are asked."""
+    plan = app_module("strategies.mechanisms.distributed").distributed_plan(job, size)
+    asked, long = max(1, round(nodes * job.round.fraction)), math.sqrt(size)
+    ledger = plan.ledger(job)
+    ledger.charge(plan.release, plan.rounds)
+    std = plan.std(asked)
+    ratio = float(std * long / asked)
+    # The signal grows with the nodes, the noise with their root.
+    needed = math.ceil(ratio**2 * asked / job.round.fraction)
+    return {
+        "guarantee": f"After all {plan.rounds} rounds: {ledger.describe()}",
+        "epsilon": job.privacy.epsilon,
+        "delta": job.privacy.delta,
+        "mechanism": plan.release.mechanism,
+        "noise-std": std,
+        "schedule": job.privacy.schedule,
+        "levels": plan.levels(asked),
+        "mechanisms": [
+            {
+                "mechanism": plan.release.mechanism,
+                "std": std,
+                "ratio": 1.0,
+                "noise-to-signal": ratio,
+                "admissible": True,
+                "why-not": "",
+            }
+        ],
+        "noise-to-signal": ratio,
+        "verdict": verdict(ratio),
+        "bearable": {"nodes": needed, "parameters": math.floor((asked / std) ** 2)},
+        "advice": f"{_advice(needed, 0)} The noise is sized for {plan.honest} honest "
+        "nodes in a sum (secure.min-cohort - secure.colluders): more of them add less.",
     }
 
 

@@ -29,6 +29,11 @@ LOCAL = (
     "That a node takes part.",
     "A node that was restarted and lost its state: it counts its rounds anew.",
 )
+SHARES = (
+    "That the secure sum hides single updates: each holds a share of the noise only.",
+    "More nodes than secure.colluders that tell the server their updates and noise.",
+    "Who takes part, and when messages were sent.",
+)
 EXAMPLES = (
     "The number of examples of a node, which sets its batches and its noise.",
     "People with several examples: with k of them, epsilon is up to k times as large.",
@@ -58,13 +63,13 @@ def report(run: Finished) -> dict[str, Any]:
             "the data; whoever sees the updates, much more."
         )
         return {**content, "problems": [], "not-covered": [], "audit": run.audit}
-    central = job.privacy.central
-    about = _by_server(run) if central else _by_nodes(run)
+    by_server = job.privacy.central or job.privacy.distributed
+    about = _by_server(run) if by_server else _by_nodes(run)
     return {**content, **about, "audit": run.audit}
 
 
 def _by_server(run: Finished) -> dict[str, Any]:
-    """Return the part about noise that the server added."""
+    """Return the part about noise in sums, for which the server keeps the ledger."""
     plans = run.of_kind("privacy-plan")
     # A round that ran again after a death counts as it was recorded.
     spent = {e["round"]: e for e in run.of_kind("privacy-spent")}
@@ -92,7 +97,10 @@ def _by_server(run: Finished) -> dict[str, Any]:
         "secure-noise": INSECURE not in problems,
         "rounds": rounds,
         "problems": problems,
-        "not-covered": [*CENTRAL, *EVERYWHERE],
+        "not-covered": [
+            *(SHARES if run.job.privacy.distributed else CENTRAL),
+            *EVERYWHERE,
+        ],
     }
 
 
@@ -137,11 +145,18 @@ def _terms(run: Finished, spent: float) -> dict[str, Any]:
     return {
         "unit": keys.unit,
         "relation": keys.neighbours,
-        "trust": "central" if keys.central else "local",
+        "trust": _trust(run),
         "epsilon": spent,
         "budget": keys.epsilon,
         "delta": keys.delta,
     }
+
+
+def _trust(run: Finished) -> str:
+    keys = run.job.privacy
+    if keys.distributed:
+        return "distributed"
+    return "central" if keys.central else "local"
 
 
 def _restored(run: Finished) -> Any:
@@ -151,6 +166,7 @@ def _restored(run: Finished) -> Any:
         *(keys.epsilon, keys.delta, keys.schedule == "on-plateau"),
         relation=keys.neighbours,
         unit=keys.unit,
+        trust=_trust(run),
     )
     if run.ledger is not None:
         try:
