@@ -163,3 +163,16 @@ def test_a_computation_that_is_missing_is_told(tmp_path):
     job = CrossSiloJob.of({"tff.computation": str(tmp_path / "none.py")})
     with pytest.raises(ConfigError, match=r"none\.py"):
         compile_job(job)
+
+
+def test_all_scripts_of_tffs_environment_ask_for_the_same_one(root):
+    def header(path):
+        lines = (root / path).read_text().splitlines()
+        return lines[: lines.index("# ///") + 1]
+
+    pinned = header("tff_bridge/compile_plan.py")
+    assert '# requires-python = "==3.11.*"' in pinned
+    assert '# dependencies = ["tensorflow-federated==0.87.0"]' in pinned
+    others = root.glob("benchmarks/_tff_*.py")
+    for path in ("tests/tff_bridge/native_rounds.py", *others):
+        assert header(path) == pinned, path
