@@ -26,7 +26,7 @@ POOL, VALIDATION = slice(0, 50_000), slice(50_000, 55_000)
 
 @dataclass(frozen=True)
 class Split:
-    """Images (n, 196) and labels (n,): the clients' 20 x 300, and those tested on."""
+    """Images (n, 196) and labels (n,): each client's 300, and those tested on."""
 
     x: Tensor
     y: Tensor
@@ -61,7 +61,9 @@ def _pooled(images: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def split(alpha: float | None, seed: int, validation: bool) -> Split:
+def split(
+    alpha: float | None, seed: int, validation: bool, clients: int = CLIENTS
+) -> Split:
     """Deal out the examples.
 
     Parameters
@@ -71,29 +73,30 @@ def split(alpha: float | None, seed: int, validation: bool) -> Split:
     seed : int
     validation : bool
         Test on training images 50,000 to 54,999, as in development.
+    clients : int
     """
     (train_x, train_y), test = _images()
     rng = derive(seed, "robust-accuracy", "split", str(alpha))
     labels = train_y[POOL].numpy()
     if alpha is None:
-        rows = rng.permutation(len(labels))[: CLIENTS * EXAMPLES]
+        rows = rng.permutation(len(labels))[: clients * EXAMPLES]
     else:
-        rows = np.concatenate(list(_dirichlet(labels, alpha, rng)))
+        rows = np.concatenate(list(_dirichlet(labels, alpha, rng, clients)))
     if validation:
         test = train_x[VALIDATION], train_y[VALIDATION]
-    shape = (CLIENTS, EXAMPLES)
+    shape = (clients, EXAMPLES)
     chosen = torch.tensor(rows)
     x, y = train_x[chosen].reshape(*shape, -1), train_y[chosen].reshape(shape)
     return Split(x, y, *test)
 
 
 def _dirichlet(
-    labels: np.ndarray, alpha: float, rng: np.random.Generator
+    labels: np.ndarray, alpha: float, rng: np.random.Generator, clients: int
 ) -> list[np.ndarray]:
     """Return each client's rows, no row twice."""
     piles = [list(rng.permutation(np.flatnonzero(labels == c))) for c in range(CLASSES)]
     shares = []
-    for _ in range(CLIENTS):
+    for _ in range(clients):
         proportions = rng.dirichlet(np.full(CLASSES, alpha))
         counts = rng.multinomial(EXAMPLES, proportions)
         own = [piles[c].pop() for c in range(CLASSES) for _ in range(counts[c])]

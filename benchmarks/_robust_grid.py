@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._robust_data import CLIENTS
 from strategies.adversary.core import COLUMNS
 from strategies.robust.make import make_rule
 from strategies.robust.peers import make_peer
@@ -42,6 +43,8 @@ RULES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "wfagg-paper": ("wfagg-paper", "none", {}),
     "wfagg ema=0": ("wfagg", "none", {"ema": 0.0}),
     "wfagg": ("wfagg", "none", {}),
+    # Under secure sums inside groups.
+    "wfagg of groups": ("wfagg", "none", {"temporal": False}),
 }
 # Name -> (kind, strength). Two kinds are only here: noise of ten times the honest norm,
 # and an attacker that knows the rule and its state.
@@ -82,6 +85,9 @@ class Federation:
         Clients have 74 to 296 examples, and as many more steps, instead of 300.
     quarantine : int
         Rounds that clients which are rejected again and again are left out; 0: never.
+    clients : int
+    group : int
+        The rule judges the means of fixed groups of so many clients; 0: the clients.
     """
 
     alpha: float | None
@@ -94,6 +100,8 @@ class Federation:
     participation: float = 1.0
     unequal: bool = False
     quarantine: int = 0
+    clients: int = CLIENTS
+    group: int = 0
 
     @property
     def cell(self) -> str:

@@ -14,6 +14,7 @@ from benchmarks._robust_grid import ATTACKERS, CHOICES
 from strategies.adversary.core import ATTACKS, Memory
 from strategies.anomaly.standing import Standings
 from strategies.robust.rule import Rule
+from strategies.secure.groups import Groups
 from truststram.records import Float32
 from truststram.rng import derive
 
@@ -30,6 +31,7 @@ class Run:
     name: str
     attack: str
     rule: Rule
+    groups: Groups | None = None
     memory: Memory = field(default_factory=dict)
     broken: bool = False  # the model is no longer finite
     counts: np.ndarray = field(default_factory=lambda: np.zeros((2, 2)))
@@ -70,6 +72,9 @@ class Run:
         if not np.isfinite(rows).all():
             self.broken = True
             return nothing
+        if self.groups is not None:
+            rows, honest, bad = self._means(rows, names, bad)
+            names = list(range(len(rows)))
         if self.rule.refusal(len(rows)):
             return nothing
         shares, update = self._decide(self.rule, rows, names, flat)
@@ -79,6 +84,20 @@ class Run:
             for kind, members in enumerate((honest, bad)):
                 self.counts[kind] += (shares[members] == 0).sum(), len(members)
         return update if shares.any() else nothing
+
+    def _means(
+        self, rows: Float32, names: list[int], bad: list[int]
+    ) -> tuple[Float32, list[int], list[int]]:
+        """Return the groups' means, the groups of honest clients only, and the others.
+
+        What a secure sum inside each group shows.
+        """
+        assert self.groups is not None
+        place = {str(name): row for row, name in enumerate(names)}
+        members = [[place[n] for n in group] for group in self.groups.members]
+        means = np.stack([rows[group].mean(axis=0) for group in members])
+        spoiled = [i for i, group in enumerate(members) if set(group) & set(bad)]
+        return means, [i for i in range(len(members)) if i not in spoiled], spoiled
 
     def leave_out(self, number: int, rounds: int) -> None:
         """Put the repeat offenders into quarantine, fewer than half of the clients."""

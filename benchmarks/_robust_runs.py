@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._robust_data import CLASSES, CLIENTS, EXAMPLES, Split, split
+from benchmarks._robust_data import CLASSES, EXAMPLES, Split, split
 from benchmarks._robust_grid import TRAINING, Federation, Outcome, rule_of
 from benchmarks._robust_run import Run
 from benchmarks._robust_training import CNN, MLP
+from strategies.secure.groups import Groups
 from truststram.records import Float32
 from truststram.rng import derive
 
@@ -23,9 +24,13 @@ STEPS, BATCH, LR = 8, 32, 0.2
 def _runs(federation: Federation, wanted: Sequence[tuple[str, str]]) -> list[Run]:
     """Return the runs of all rules that can be used with so many attackers."""
     f = federation.f if federation.assumed is None else federation.assumed
-    runs = [Run(name, attack, rule_of(name, f)) for name, attack in wanted]
-    cohort = int(CLIENTS * federation.participation)
-    return [run for run in runs if run.rule.refusal(cohort) is None]
+    names, groups = [str(i) for i in range(federation.clients)], None
+    if federation.group:
+        groups = Groups.of(names, federation.group, f"seed {federation.seed}")
+    runs = [Run(name, attack, rule_of(name, f), groups) for name, attack in wanted]
+    cohort = int(federation.clients * federation.participation)
+    voters = cohort if groups is None else len(groups)
+    return [run for run in runs if run.rule.refusal(voters) is None]
 
 
 def simulate(
@@ -37,13 +42,14 @@ def simulate(
     clients, which are drawn at random. Rules that refuse are left out.
     """
     seed, network = federation.seed, MLP if federation.network == "mlp" else CNN
-    data = split(federation.alpha, seed, federation.validation)
+    many = federation.clients
+    data = split(federation.alpha, seed, federation.validation, many)
     runs = _runs(federation, wanted)
-    order = derive(seed, "robust-accuracy", "malicious").permutation(CLIENTS)
+    order = derive(seed, "robust-accuracy", "malicious").permutation(many)
     bad = sorted(int(i) for i in order[: federation.f])
     start = network.initial(derive(seed, "robust-accuracy", "model"))
     flat = np.tile(start, (len(runs), 1))
-    updates = np.zeros((len(runs), CLIENTS, network.size), np.float32)
+    updates = np.zeros((len(runs), many, network.size), np.float32)
     for number in range(federation.rounds):
         clients = _cohort(federation, number)
         for client in clients:
@@ -82,11 +88,12 @@ def _left_out(run: Run, bad: Sequence[int]) -> tuple[int, int]:
 
 def _cohort(federation: Federation, number: int) -> list[int]:
     """Return the clients of a round."""
+    many = federation.clients
     if federation.participation == 1:
-        return list(range(CLIENTS))
+        return list(range(many))
     rng = derive(federation.seed, "robust-accuracy", "cohort", number)
-    size = int(CLIENTS * federation.participation)
-    return sorted(int(i) for i in rng.permutation(CLIENTS)[:size])
+    size = int(many * federation.participation)
+    return sorted(int(i) for i in rng.permutation(many)[:size])
 
 
 def _steps(federation: Federation, client: int) -> int:
