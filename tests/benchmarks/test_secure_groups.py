@@ -12,7 +12,7 @@ from strategies.secure.groups import objection
 
 
 def test_the_rule_gets_the_mean_of_each_group():
-    federation = Federation(None, 2, 1, clients=12, group=3)
+    federation = Federation(None, 1, 1, clients=12, group=3)
     [run] = _runs(federation, [(GROUPED, "none")])
     assert len(run.groups) == 4
     rows = np.arange(24.0, dtype=np.float32).reshape(12, 2)
