@@ -77,14 +77,15 @@ def simulate(cell: Cell, seed: int, rounds: int, validation: bool) -> Outcome:
     """
     become_task(1)
     data = split(ALPHA, seed, validation)
+    guard = Guard(WeightedMean())
     strategy = Compression(
-        Guard(WeightedMean()),
+        guard,
         codec=cell.codec,
         ratio=cell.ratio,
         downlink=cell.downlink,
         seed=seed,
     )
-    strategy.inner.emit = strategy.emit = _refuse_drops
+    guard.emit = strategy.emit = _refuse_drops
     model = ArrayRecord({"w": pack(CNN.initial(derive(seed, "model")))})
     grid, up, down, found = LocalGrid(_client(seed), CLIENTS), 0, 0, []
     for number in range(1, rounds + 1):

@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from truststram.errors import ProtocolError
-from truststram.records import records_of
+from truststram.records import record_bytes, records_of
 
 from ..base import NUM_EXAMPLES
 from ..update import Model, is_delta, segments
@@ -67,7 +67,7 @@ def _records(content: RecordDict) -> MetricRecord:
     metrics = records_of(content, MetricRecord)
     if len(metrics) != 1:
         raise ProtocolError("metric-records", f"{len(metrics)} MetricRecords, not 1")
-    size = sum(record.count_bytes() for record in records_of(content, ConfigRecord))
+    size = sum(map(record_bytes, records_of(content, ConfigRecord)))
     if size > MAX_CONFIG_BYTES:
         raise ProtocolError("config-size", f"{size} bytes of configuration")
     return metrics[0]

@@ -141,3 +141,13 @@ def test_a_content_shared_by_all_messages_counts_for_each():
         [Message(shared, n, "query") for n in grid.get_node_ids()], lambda *_: None
     )
     assert three.bytes_down == 3 * one.bytes_down
+
+
+def test_it_says_when_each_reply_was_there():
+    clock = Clock()
+    grid = SlowGrid({1: 0.0, 2: 1.0, 3: None}, clock)
+    exchange = Exchange(grid, 5.0, 1.0, lambda n: (n, ""), clock, clock.sleep)
+    exchange(messages([1, 2, 3]), lambda *_: None)
+    assert exchange.seconds == {1: 0.0, 2: pytest.approx(1.0, abs=0.2)}
+    exchange(messages([1]), lambda *_: None)
+    assert exchange.seconds == {1: 0.0}
