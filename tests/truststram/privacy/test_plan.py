@@ -22,13 +22,12 @@ def _tiny():
     register_task("tiny", TinyTask)
 
 
-def plan(nodes=10, *, rounds=2, fraction=1.0, evaluate="auto", shuffled=0, **changes):
+def plan(nodes=10, *, rounds=2, evaluate="auto", shuffled=0, **changes):
     keys = {"mechanism": "gaussian", **changes}
     given = {
         "task.name": "tiny",
         "train.rounds": rounds,
         "train.batch-size": 8,
-        "round.fraction": fraction,
         "round.evaluate": evaluate,
         **{f"privacy.{k.replace('_', '-')}": v for k, v in keys.items()},
     }
@@ -116,12 +115,6 @@ def test_a_schedule_shows_its_levels():
     assert f"starts at {start:.3g} clips" in "\n".join(lines(waiting))
     assert start > found["noise-std"]
     assert "Rounds and their noise" not in "\n".join(lines(plan()))
-
-
-def test_a_fixed_cohort_is_said_in_words():
-    words = plan(20, sampling="fixed", fraction=0.25)["guarantee"]
-    assert "exactly 5 of 20 take part" in words
-    assert "Relation: replace" in words
 
 
 @pytest.mark.parametrize("trust", ["local", "central"])
