@@ -102,7 +102,7 @@ class Cipher:
 
     def encrypt(self, q: NDArray[np.unsignedinteger]) -> bytes:
         """Return the body of ``q``, shape (n,), each value below ``2**bits``."""
-        seal, parts = self._seal, list[bytes]()
+        seal, form, parts = self._seal, self._fresh, list[bytes]()
         with Memory() as memory:
             for plain in self._encoded(q):
                 if self.parameters.public:
@@ -110,7 +110,7 @@ class Cipher:
                     self._encryptor.encrypt(plain, sealed)
                 else:  # keeps the seed; the other form of this call does not
                     sealed = self._encryptor.encrypt_symmetric(plain)
-                parts.append(self._fresh.shortened(memory.saved(sealed)))
+                parts.append(form.shortened(memory.members(sealed)))
         return b"".join(parts)
 
     def _encoded(self, q: NDArray[np.unsignedinteger]) -> Iterator[Any]:
@@ -153,7 +153,7 @@ class Cipher:
                 for data in column[1:]:
                     sealed = self._loaded(memory, data, self._fresh)
                     evaluator.add_inplace(total, sealed)
-                parts.append(self._summed.shortened(memory.saved(total)))
+                parts.append(self._summed.shortened(memory.members(total)))
         return b"".join(parts)
 
     def check(self, body: bytes | memoryview, n: int) -> None:

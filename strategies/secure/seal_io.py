@@ -76,6 +76,8 @@ class Memory:
     """A file in memory for SEAL, which reads and writes paths only."""
 
     def __enter__(self) -> Memory:
+        # One for each operation: it is not safe in two threads.
+        self._zstd = zstandard.ZstdDecompressor()
         self._fd = os.memfd_create("seal", os.MFD_CLOEXEC)
         self._path = f"/proc/self/fd/{self._fd}"
         return self
@@ -88,6 +90,11 @@ class Memory:
         os.ftruncate(self._fd, 0)
         thing.save(self._path)
         return os.pread(self._fd, os.fstat(self._fd).st_size, 0)
+
+    def members(self, thing: Any) -> bytes:
+        """Return what SEAL writes of ``thing``, decompressed, without the header."""
+        data = memoryview(self.saved(thing))[HEADER.size :]
+        return self._zstd.decompress(data, max_output_size=LARGEST)
 
     def load(self, thing: Any, context: Any, *parts: bytes | memoryview) -> Any:
         """Return ``thing`` after SEAL has read ``parts`` into it; trusted bytes only.
@@ -105,12 +112,6 @@ class Memory:
         except RuntimeError as error:
             raise ValueError(str(error)) from None
         return thing
-
-
-def _members(stream: bytes) -> bytes:
-    """Return what SEAL wrote, decompressed and without the header."""
-    data = stream[HEADER.size :]
-    return zstandard.ZstdDecompressor().decompress(data, max_output_size=LARGEST)
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,8 @@ class Form:
         seed = SEED if self.between else 0
         return self.polynomials * DEGREE * self.bits // 8 + seed
 
-    def shortened(self, stream: bytes) -> bytes:
-        """Return a ciphertext that this process's SEAL has written, as it travels."""
-        members = _members(stream)
+    def shortened(self, members: bytes) -> bytes:
+        """Return a ciphertext as it travels, from what this process's SEAL wrote."""
         at, count = len(self.start), self.polynomials * DEGREE
         values = np.frombuffer(members, "<u8", count, offset=at)
         rest = members[at + 8 * count :]
@@ -195,7 +195,7 @@ def form_of(parameters: Parameters, seeded: bool) -> Form:
         if not seeded:
             sealed = seal.Ciphertext()
             encryptor.encrypt_symmetric(plain, sealed)
-        members = _members(memory.saved(sealed))
+        members = memory.members(sealed)
     end = BETWEEN + SEED if seeded else 0
     polynomials = 1 if seeded else 2
     start = len(members) - 8 * DEGREE * polynomials - end
@@ -220,10 +220,10 @@ def _header(size: int) -> bytes:
 
 def _packed(values: NDArray[np.uint64], bits: int) -> bytes:
     """Return coefficients below ``2**bits`` without their leading zeros."""
-    high = values >> np.uint64(32)
+    high = values.view("<u4")[1::2].astype("<u8")  # little-endian, as SEAL wrote it
     pairs = high[0::2] | high[1::2] << np.uint64(bits - 32)
-    narrow = pairs.astype("<u8").view(np.uint8).reshape(-1, 8)[:, : (bits - 32) // 4]
-    return values.astype("<u4").tobytes() + narrow.tobytes()
+    narrow = pairs.view(np.uint8).reshape(-1, 8)[:, : (bits - 32) // 4]
+    return values.view("<u4")[0::2].tobytes() + narrow.tobytes()
 
 
 def _unpacked(data: memoryview, count: int, bits: int) -> NDArray[np.uint64]:

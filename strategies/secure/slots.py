@@ -203,10 +203,10 @@ def _number(digits: list[int]) -> int:
 def _checksum(q: NDArray[np.integer], label: str) -> int:
     """Return ``sum_j w_j q_j mod p`` for q below 2**32."""
     seed = int.from_bytes(hashlib.sha256(label.encode()).digest()[:16], "big")
-    rng, total = np.random.default_rng(seed), 0
+    stream, total = np.random.PCG64(seed), 0
     for start in range(0, len(q), BLOCK):
         part = q[start : start + BLOCK].astype(np.uint64)
-        weights = rng.integers(1, PRIME, len(part), dtype=np.uint32)
+        weights = stream.random_raw(len(part)) >> np.uint64(33)  # below 2**31
         # Products are below 2**63; halves of them can be added in a block.
         part *= weights
         low, high = part & np.uint64(2**32 - 1), part >> np.uint64(32)
