@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from strategies.compression.mod import compression_mod as compression_mod
     from strategies.guard.layer import Guard as Guard
     from strategies.mean.layer import WeightedMean as WeightedMean
+    from strategies.mechanisms.distributed_layer import DistributedDP as DistributedDP
+    from strategies.mechanisms.encoder import encoder_for as encoder_for
     from strategies.mechanisms.layer import CentralDP as CentralDP
     from strategies.mechanisms.mod import private_mod as private_mod
     from strategies.mechanisms.plan import Plan as Plan
@@ -59,6 +61,7 @@ _HOMES = {
     "Anomaly": "anomaly.layer",
     "CentralDP": "mechanisms.layer",
     "Compression": "compression.layer",
+    "DistributedDP": "mechanisms.distributed_layer",
     "Guard": "guard.layer",
     "Identity": "secure.identity",
     "JobKey": "secure.keys",
@@ -81,6 +84,7 @@ _HOMES = {
     "calibrate": "accounting.calibrate",
     "compression_mod": "compression.mod",
     "delta_mod": "update",
+    "encoder_for": "mechanisms.encoder",
     "parameters_of": "secure.keys",
     "poisoned": "adversary.mod",
     "private_mod": "mechanisms.mod",
@@ -96,6 +100,7 @@ __all__ = [
     "Anomaly",
     "CentralDP",
     "Compression",
+    "DistributedDP",
     "Guard",
     "Identity",
     "JobKey",
@@ -118,6 +123,7 @@ __all__ = [
     "calibrate",
     "compression_mod",
     "delta_mod",
+    "encoder_for",
     "parameters_of",
     "poisoned",
     "private_mod",

@@ -9,13 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from strategies import stack
 from strategies.anomaly.layer import Anomaly
 from strategies.base import walk
 from strategies.guard.layer import Guard
 from strategies.robust.layer import Robust
 from strategies.robust.wfagg import WFAgg
 from strategies.secure.groups import Groups, enough, group_count, objection, rename
+from truststram.errors import ConfigError
+from truststram.job import Job
 
+PLAIN = {"robust.rule": "wfagg"}
 NAMES = [str(i) for i in range(30)]
 
 names = st.sets(st.text(max_size=8), min_size=3, max_size=60)
@@ -82,6 +86,34 @@ def test_more_than_twice_as_many_groups_as_attackers(clients, size, f, fits):
         assert f"below 1 / {2 * size}" in reason
     elif f > 0 and clients % size == 0:
         assert f / clients < 1 / (2 * size)
+
+
+def grouped(**changes):
+    given = {"secure.scheme": "secagg", "secure.group-size": 3, "robust.rule": "wfagg"}
+    return Job.of({**given, "round.min-nodes": 20, **changes})
+
+
+def test_a_fifth_of_attackers_is_refused_before_the_run_and_at_its_start():
+    with pytest.raises(ConfigError, match="more attackers than groups can outvote"):
+        stack.check(grouped(**{"robust.f": 4}))
+    stack.check(grouped(**{"robust.f": 2}))
+    # As many nodes as it takes were promised, fewer came.
+    job = grouped(**{"robust.f": 4, "round.min-nodes": 27})
+    stack.check(job)
+    with pytest.raises(ConfigError, match="20 nodes make 6 groups of 3, and 4"):
+        Groups.of_job(job, [str(i) for i in range(20)], "run")
+    assert len(Groups.of_job(job, NAMES, "run")) == 10
+
+
+def test_the_stack_judges_groups_by_distance_and_cosine_and_leaves_nobody_out():
+    layers = {type(x).__name__: x for x in walk(stack.build(grouped()))}
+    assert next(iter(layers)) == "SecAggSum"  # outside all that judges
+    assert layers["Robust"].rule.temporal is False
+    assert layers["Robust"].auto_f
+    assert layers["Anomaly"].quarantine == 0
+    plain = {type(x).__name__: x for x in walk(stack.build(Job.of(PLAIN)))}
+    assert plain["Robust"].rule.temporal is True
+    assert plain["Anomaly"].quarantine == 10
 
 
 def test_a_group_needs_three_survivors_besides_the_colluders():
