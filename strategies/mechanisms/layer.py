@@ -166,6 +166,8 @@ class CentralDP(StrategyLayer):
             return super().aggregate_evaluate(server_round, replies)
         _, ledger = self._planned()
         if ledger.would_exceed(release):
+            spent = round(ledger.spent(), 6)
+            self.emit("privacy-exhausted", round=server_round, epsilon=spent)
             return None
         ledger.charge(release)
         found = [

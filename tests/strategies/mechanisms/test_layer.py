@@ -533,6 +533,7 @@ class TestEvaluation:
         spent = federation.layer.ledger.spent()
         assert federation.layer.aggregate_evaluate(1, []) is None
         assert federation.layer.ledger.spent() == spent
+        assert len(federation.of("privacy-exhausted")) == 1
 
     def test_behind_the_guard_nobody_counts_twice_and_an_empty_round_is_one(self):
         federation = Federation(nodes=4, **TOLD)
