@@ -223,7 +223,8 @@ def _packed(values: NDArray[np.uint64], bits: int) -> bytes:
     high = values.view("<u4")[1::2].astype("<u8")  # little-endian, as SEAL wrote it
     pairs = high[0::2] | high[1::2] << np.uint64(bits - 32)
     narrow = pairs.view(np.uint8).reshape(-1, 8)[:, : (bits - 32) // 4]
-    return values.view("<u4")[0::2].tobytes() + narrow.tobytes()
+    low: NDArray[np.uint32] = values.view("<u4")[0::2]
+    return b"".join((low.tobytes(), narrow.tobytes()))
 
 
 def _unpacked(data: memoryview, count: int, bits: int) -> NDArray[np.uint64]:
