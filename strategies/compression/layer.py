@@ -283,7 +283,8 @@ class Compression(StrategyLayer):
 
     def _announce(self) -> None:
         if not self._told:
-            plan = planned(self.model.spec, self.codec, self.ratio, self.downlink)
+            spec, codec = self.model.spec, self.codec
+            plan = planned(spec, codec, self.ratio, self.downlink, self.reduced)
             self.emit("compression-plan", **plan)
             self._told = True
 

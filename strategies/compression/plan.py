@@ -19,7 +19,9 @@ def raw_bytes(spec: Spec) -> int:
     return 4 * spec.size + RAW_EXTRA
 
 
-def planned(spec: Spec, codec: str, ratio: float, downlink: str) -> dict[str, Any]:
+def planned(
+    spec: Spec, codec: str, ratio: float, downlink: str, reduced: bool = False
+) -> dict[str, Any]:
     """Return what to expect of a node's messages in a round.
 
     Returns
@@ -27,15 +29,17 @@ def planned(spec: Spec, codec: str, ratio: float, downlink: str) -> dict[str, An
     dict
         ``codec``, ``ratio``, ``downlink``, ``parameters``, ``raw`` (bytes of an update
         as float32), ``up`` and ``down`` (expected bytes of a frame; absent: not
-        compressed, or chosen during the run), ``error`` (expected part of an update's
-        squared length that is lost in a round; absent: depends on the update).
+        compressed, chosen during the run, or the secure sum's business), ``error``
+        (expected part of an update's squared length that is lost in a round; absent:
+        depends on the update).
     """
     d = spec.size
     plan: dict[str, Any] = {"codec": codec, "ratio": ratio, "downlink": downlink}
     plan |= {"parameters": d, "raw": raw_bytes(spec)}
     if codec not in ("none", "adaptive"):
         made = make_codec(codec, ratio)
-        plan["up"] = round(made.predicted_bytes(d))
+        if not reduced:
+            plan["up"] = round(made.predicted_bytes(d))
         if (error := made.predicted_error(d)) is not None:
             plan["error"] = float(f"{error:.4g}")
     if downlink != "none":

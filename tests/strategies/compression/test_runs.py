@@ -122,6 +122,18 @@ def test_it_goes_with_noise(tmp_path, codec, trust):
     assert all(not nodes for nodes in sizes) == (trust == "central")
 
 
+@pytest.mark.parametrize("codec", ["randk", "topk-shared"])
+def test_it_makes_secure_sums_smaller(tmp_path, codec):
+    secure = {"secure.scheme": "secagg", "train.rounds": 3}
+    whole = run(tmp_path, "whole", secure)
+    found = run(tmp_path, "part", {**secure, "compression.codec": codec})
+    assert found.metrics["accuracy"] > 0.3
+    assert all(report.rejected == 0 for report in found.rounds)
+    assert found.rounds[-1].bytes_up < 0.6 * whole.rounds[-1].bytes_up
+    [plan] = log_of(found, "compression-plan")
+    assert "up" not in plan  # the secure sum knows
+
+
 def kill_in(number):
     write = checkpoint.write
 
