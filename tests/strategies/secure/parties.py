@@ -84,7 +84,11 @@ class Sum:
         return self
 
     def shares(self, gone=()):
-        self.messages = self.server.shares(self.ask("shares", gone))
+        return self.deal(self.ask("shares", gone))
+
+    def deal(self, answers: Mapping[int, bytes], gone=()):
+        kept = {i: answer for i, answer in answers.items() if i not in gone}
+        self.messages = self.server.shares(kept)
         return self
 
     def mask(self, gone=()):

@@ -44,11 +44,11 @@ def test_every_dropout_set_is_counted():
 def test_the_sum_is_exact_for_every_dropout_set_at_every_stage(threat, most):
     """All sets of up to half of ten clients (below a third: malicious server)."""
     advertised = Sum(N, threat, kept=True).keys()
-    shared = advertised.copy().shares()
-    masked = shared.copy().mask()
+    dealt = advertised.ask("shares")
+    masked = advertised.copy().deal(dealt).mask()
     for gone in subsets(most):
         left = masked.expected(gone)
-        before = advertised.copy().shares(gone).mask().collect()
+        before = advertised.copy().deal(dealt, gone).mask().collect()
         np.testing.assert_array_equal(before.consent().unmask(), left)
         silent = masked.copy().collect(gone)
         assert silent.server.count == N - len(gone)

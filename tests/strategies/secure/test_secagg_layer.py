@@ -241,8 +241,7 @@ BAD = {
     "size": lambda frame, f: frame[:-4],
     "size ": lambda frame, f: frame + bytes(4),
     "body": lambda frame, f: flipped(frame, len(frame) - 1),
-    # Of another node, and of another stage of its own.
-    "unknown-node": lambda frame, f: f.frames["mask", 0],
+    # Of another stage of its own.
     "stage": lambda frame, f: f.frames["shares", 2],
 }
 
@@ -257,6 +256,22 @@ def test_bad_masked_updates_are_dropouts(code):
     found, _ = f.round()
     assert f.codes() == [code.strip()]
     np.testing.assert_allclose(found, f.expected([2]), **CLOSE)
+
+
+def test_the_frame_of_another_node_is_a_dropout():
+    f, last = federation(), []
+
+    def swapped(stage, node, frame):
+        first, *others = [n for at, n, _ in f.sent if at == stage]
+        if stage != "mask" or len(others) < 6:
+            return frame
+        last.append(node)
+        return f.frames["mask", first]
+
+    f.answer = swapped
+    found, _ = f.round()
+    assert f.codes() == ["unknown-node"]
+    np.testing.assert_allclose(found, f.expected(last), **CLOSE)
 
 
 @pytest.mark.parametrize("stage", ["keys", "shares", "consent", "unmask"])
