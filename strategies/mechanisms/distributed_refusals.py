@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from truststram.job import Job
+from truststram.private_sections import SecureKeys
 
 from ..refusal import Refusal
 
@@ -61,6 +62,12 @@ DISTRIBUTED: tuple[Refusal, ...] = (
         "the sum of each group needs all the noise, which blinds the robust rule that "
         "groups are for",
         "secure.group-size = 0",
+    ),
+    Refusal(
+        lambda job: _is_shared(job) and job.secure.clip != SecureKeys().clip,
+        "secure.clip with privacy.trust = distributed",
+        "whole updates are clipped to privacy.clip, and it would be ignored",
+        "privacy.clip, with secure.clip as it is by default",
     ),
     Refusal(
         lambda job: _is_shared(job) and job.privacy.evaluate_epsilon > 0,

@@ -132,7 +132,7 @@ class SecAggSum(StrategyLayer):
             scheme=keys.scheme,
             trust=trust_line(self.job),
             bits=quantiser.bits,
-            clip=keys.clip,
+            clip=None if quantiser.noised else keys.clip,
             most=quantiser.most,
             encrypted=self.model.spec.size,
             keys="simulated" if self._federation.simulated else "operator",

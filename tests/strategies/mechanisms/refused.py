@@ -32,6 +32,7 @@ REFUSED: dict[str, dict[str, object]] = {
         **SHARES,
         "secure.group-size": 3,
     },
+    "secure.clip with privacy.trust": {**SHARES, "secure.clip": 0.5},
     "privacy.trust = distributed with privacy.evaluate": {
         **SHARES,
         "privacy.evaluate-epsilon": 1.0,
