@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	# torch first and pinned: an open range takes a build with gigabytes of CUDA.
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[privacy,secure]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[privacy,secure,tff]'
 	# Judge of the robust rules; its own pins (an old torch) are not wanted.
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt byzfl
 	@touch $@
@@ -30,8 +30,7 @@ setup: $(VENV)/.ready  ## prepare .venv
 run: setup  ## run the main job: a real Flower simulation with 10 SuperNodes on digits
 	$(BIN)/truststram run --engine flower --nodes 10
 
-tff: setup  ## prepare what runs compiled TensorFlow Federated plans, and their compiler
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[tff]'
+tff: setup  ## prepare the compiler of TensorFlow Federated plans (what runs them is in setup)
 	# In uv's cache, where `truststram tff compile` finds it.
 	$(BIN)/uv sync --quiet --script tff_bridge/compile_plan.py
 
