@@ -65,7 +65,7 @@ def displayed(
     """Show what is written to the events in ``path`` while the block runs.
 
     A terminal gets a bar with the time left, anything else one line for each round;
-    both get a line for every alert.
+    both get a line for every alert and for what compression is expected to do.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def _metrics(report: RoundReport) -> str:
 
 
 def alert_line(event: Event) -> str:
-    """Return an alert, or its end, as one line of text; "" for other events."""
+    """Return an alert, its end, or a plan as one line of text; "" for other events."""
     match event["kind"]:
         case "alert":
             return (
