@@ -192,7 +192,7 @@ def test_config_lists_every_key():
     out = truststram("config").stdout
     for key in keys():
         assert key.name in out
-    assert "not yet: q8" in out.replace("\n", " ")
+    assert ("not yet: " in out) == any(key.planned for key in keys())
     section = truststram("config", "--section", "train").stdout
     assert "train.rounds" in section
     assert "server.lr" not in section
