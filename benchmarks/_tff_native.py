@@ -16,6 +16,7 @@ round, and the model after each, ``<round>-<i>``.
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import signal
@@ -38,19 +39,20 @@ def let_the_executor_die_with_us() -> None:
     """TFF starts a process and leaves it behind: let the system end it."""
     libc = ctypes.CDLL(None)
 
-    class Popen(subprocess.Popen[bytes]):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            def die() -> None:
-                libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    made: Any = subprocess.Popen.__init__
 
-            super().__init__(*arguments, **options, preexec_fn=die)
+    def with_death_signal(self: Any, *arguments: Any, **options: Any) -> None:
+        die = functools.partial(libc.prctl, PR_SET_PDEATHSIG, signal.SIGKILL)
+        made(self, *arguments, **{**options, "preexec_fn": die})
 
-    subprocess.Popen = Popen  # type: ignore[misc]  # for TFF's own call
+    subprocess.Popen.__init__ = with_death_signal  # type: ignore[method-assign]
 
 
 def main(folder: Path) -> None:
     """Run all rounds and write what came of them."""
-    tf, tff = compile_plan.tf, compile_plan.tff
+    import tensorflow as tf
+    import tensorflow_federated as tff
+
     tff.backends.native.set_sync_local_cpp_execution_context()
     spec = json.loads((folder / "spec.json").read_text())
     given = dict(np.load(folder / "silos.npz"))

@@ -216,7 +216,7 @@ def check(plan: Plan, job: Job) -> Training:
 def described(plan: Plan, job: Job) -> dict[str, Any]:
     """Return what the event ``tff-plan`` tells of a plan."""
     spec = plan.job
-    equal = job.privacy.on or job.robust.rule != "mean"
+    equal = job.privacy.on or job.secure.on or job.robust.rule != "mean"
     uniform = spec["tff.weighting"] == "uniform"
     return {
         "plan": plan.sha256,

@@ -134,6 +134,9 @@ def test_another_plan_does_not_continue_a_run(tmp_path, plan):
         ({"robust.rule": "median"}, False),
         ({"robust.rule": "wfagg"}, False),
         ({"anomaly.enabled": "on"}, True),
+        ({"compression.codec": "q8", "compression.downlink": "q8"}, True),
+        ({"secure.scheme": "bfv"}, False),
+        ({"secure.scheme": "secagg"}, False),
         (
             {"privacy.mechanism": "gaussian", "privacy.epsilon": 20.0,
              "privacy.clip": 0.01, "privacy.insecure": True, "server.average": 0.0},
