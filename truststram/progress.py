@@ -183,13 +183,14 @@ def plan_line(event: Event) -> str:
     raw, parts = event["raw"], []
     for way, codec in (("up", "codec"), ("down", "downlink")):
         if (count := event.get(way)) is not None:
-            less = f"{size(count)} a node and round, {raw / count:.1f}x less"
+            less = f"frames of {size(count)}, {raw / count:.1f}x less"
             parts.append(f"{way} {event[codec]}: {less}")
         elif event[codec] != "none":
             parts.append(f"{way} {event[codec]}")
     if (error := event.get("error")) is not None:
         parts.append(f"part of an update's squared length that is lost: {error:.2g}")
-    return f"compression expected: {'; '.join(parts)} (update: {size(raw)})"
+    about = f"update: {size(raw)}; names and metrics of a message come on top"
+    return f"compression expected: {'; '.join(parts)} ({about})"
 
 
 def round_line(
