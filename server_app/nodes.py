@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from truststram import __version__
-from truststram._flower import is_simulation
+from truststram._flower import is_simulation, set_sender
 from truststram.engine import LocalGrid
 from truststram.errors import RunError
 
@@ -36,7 +36,8 @@ class NamedGrid(Grid):
     """A Grid that orders nodes by stable name and never waits for ever.
 
     Stock strategies poll ``get_node_ids`` until enough nodes are connected, without an
-    end; here the wait is bounded.
+    end; here the wait is bounded. Errors that the SuperLink reports in the place of a
+    node that is away are that node's replies.
 
     Parameters
     ----------
@@ -72,6 +73,7 @@ class NamedGrid(Grid):
         self._names: dict[int, str] = {}
         self._refused: dict[int, str] = {}
         self._failed: set[int] = set()  # to be asked again
+        self._asked: dict[str, int] = {}  # message without a reply -> its node
         self._short_since: float | None = None
 
     @property
@@ -190,11 +192,19 @@ class NamedGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Forward."""
-        return self._grid.push_messages(messages)
+        messages = list(messages)
+        ids = list(self._grid.push_messages(messages))
+        nodes = (message.metadata.dst_node_id for message in messages)
+        self._asked |= dict(zip(ids, nodes, strict=False))
+        return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Forward; with an offer, note who failed and must be asked again."""
         replies = list(self._grid.pull_messages(message_ids))
+        for reply in replies:
+            node = self._asked.pop(reply.metadata.reply_to_message_id, None)
+            if node is not None and reply.has_error():
+                set_sender(reply, node)
         if self._offer is not None:
             failed = {r.metadata.src_node_id for r in replies if r.has_error()}
             self._failed |= failed & self._names.keys()

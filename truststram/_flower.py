@@ -22,6 +22,7 @@ __all__ = [
     "run_id",
     "set_group",
     "set_message_id",
+    "set_sender",
     "with_content",
 ]
 
@@ -51,6 +52,11 @@ def set_message_id(message: Message, message_id: str | None = None) -> str:
 def set_group(message: Message, group: str) -> None:
     """Set the group id (here: the round), which every reply inherits."""
     message.metadata.__dict__["_group_id"] = group
+
+
+def set_sender(reply: Message, node: int) -> None:
+    """Say whose reply this is; Flower's own errors for a node say the SuperLink."""
+    reply.metadata.__dict__["_src_node_id"] = node
 
 
 def with_content(like: Message, content: RecordDict) -> Message:

@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import FedAvg
 from server_app.nodes import NamedGrid, name_order
 from tests.support.federation import config, model
 from truststram import __version__
+from truststram._flower import SERVER_NODE_ID, set_message_id, set_sender
 from truststram.engine import LocalGrid
 from truststram.errors import RunError
 
@@ -193,3 +194,44 @@ def test_a_node_whose_reply_was_an_error_is_asked_again(reply, asked):
     grid.pull_messages([])
     assert grid.wait() == grid.wait() == [5]
     assert (len(deployed.asked), refused) == (asked, [])
+
+
+class Away(DeployedGrid):
+    """Replies in the place of each node, as the SuperLink does for one that is away."""
+
+    def push_messages(self, messages):
+        self.messages = {set_message_id(message): message for message in messages}
+        return list(self.messages)
+
+    def pull_messages(self, ids):
+        replies = [Message(self.found, reply_to=self.messages[i]) for i in ids]
+        for reply in replies:
+            set_sender(reply, SERVER_NODE_ID)
+        return replies
+
+
+def test_an_error_of_the_superlink_is_the_reply_of_the_node_that_is_away():
+    deployed = Away(5, 77)
+    grid, _, _ = named(deployed)
+    grid.wait()
+    asked = [Message(RecordDict(), node, "train") for node in (77, 5)]
+    deployed.found = Error(5, "node unavailable")
+    replies = grid.pull_messages(grid.push_messages(iter(asked)))
+    assert [reply.metadata.src_node_id for reply in replies] == [77, 5]
+    # Whose content it is, the SuperLink has checked.
+    deployed.found = RecordDict()
+    [reply] = grid.pull_messages(grid.push_messages(asked[:1]))
+    assert reply.metadata.src_node_id == SERVER_NODE_ID
+
+
+def test_a_node_that_was_away_is_offered_the_plan_again():
+    grid, deployed, _ = offered(lambda node: {}, 5)
+    grid.wait()
+    message = Message(RecordDict(), 5, "train")
+    deployed.push_messages = lambda messages: [set_message_id(m) for m in messages]
+    ids = grid.push_messages([message])
+    deployed.reply = Message(Error(5, "node unavailable"), reply_to=message)
+    set_sender(deployed.reply, SERVER_NODE_ID)
+    grid.pull_messages(ids)
+    grid.wait()
+    assert len(deployed.asked) == 2
