@@ -81,15 +81,21 @@ class Federation:
     def bind(self, node: int, member: Member) -> None:
         """Tie a Flower node to an identity: one key has one node, and the reverse.
 
+        A SuperNode without Flower's authentication has another id after each start, so
+        a key may move on from a node that is away.
+
         Raises
         ------
         ProtocolError
-            ``unknown-node``, if either was seen with another one before.
+            ``unknown-node``, if the node was seen with another key before, or the key
+            with another node that is still connected.
         """
         name = self._names.setdefault(node, member.name)
-        first = self._nodes.setdefault(member.name, node)
-        if name != member.name or first != node:
+        last = self._nodes.setdefault(member.name, node)
+        away = last != node and last not in self.grid.get_node_ids()
+        if name != member.name or (last != node and not away):
             raise ProtocolError("unknown-node", "the key belongs to another node")
+        self._nodes[member.name] = node
 
     def find_decryptors(self, server_round: int) -> Phase | None:
         """Ask the nodes that are not known yet who they are; None if all are."""

@@ -392,6 +392,30 @@ def test_a_group_with_too_few_survivors_is_left_out():
     assert len(seen.replies) == 1
 
 
+def test_a_key_moves_on_only_from_a_node_that_is_away():
+    f = Round(JOBS["bfv"], 4)
+    f.ask()
+    federation, [one, two, *_] = f.layer.federation, f.grid.get_node_ids()
+    first, second = list(federation.roster)[:2]
+    federation.bind(one, first)
+    for node, member in ((two, first), (one, second)):
+        with pytest.raises(ProtocolError, match="unknown-node"):
+            federation.bind(node, member)
+    restarted = max(f.grid.get_node_ids()) + 1
+    federation.grid = Connected([two, restarted])
+    federation.bind(restarted, first)
+    federation.bind(restarted, first)
+    with pytest.raises(ProtocolError, match="unknown-node"):
+        federation.bind(restarted, second)
+
+
+class Connected:
+    """As much of a grid as says who is connected."""
+
+    def __init__(self, nodes: list[int]) -> None:
+        self.get_node_ids = lambda: nodes
+
+
 def test_the_servers_operator_must_give_a_roster():
     f = Round(JOBS["bfv"], 4)
 
