@@ -61,7 +61,10 @@ def identity(
     typer.echo(f"Public:  {public}")
 
 
-@app.command(epilog="Example:\n\ntruststram keys roster *.pub --out roster.txt")
+@app.command(
+    epilog="Examples:\n\ntruststram keys roster *.pub --out roster.txt\n\n"
+    "truststram keys roster *.pub --decryptor trustee --out roster.txt"
+)
 def roster(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Public keys of nodes.")
@@ -69,18 +72,44 @@ def roster(
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="Where the roster is written.")
     ] = Path("roster.txt"),
+    decryptor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="The node that holds the jobs' key; no other may call itself "
+            "decryptor.",
+        ),
+    ] = None,
 ) -> None:
-    """Put the public keys of all nodes into one roster.
+    """Put the public keys of all nodes into one roster, one node a file.
 
-    Ask each node's operator for the fingerprint (truststram keys show) by telephone, or
-    whoever carried the files decides who is in the federation.
+    Ask each node's operator for the line that is shown here (truststram keys show) by
+    telephone, or whoever carried the files decides who is in the federation. What a
+    node is allowed to be is said here, not in its file: a decryptor's word on a sum is
+    taken alone.
     """
     from .techniques import Roster
 
-    members = [member for file in files for member in Roster.load(file)]
-    made = Roster(members)
+    sent = [(file, Roster.load(file)) for file in files]
+    for file, keys in sent:  # more would be more votes for one sender
+        if len(keys) != 1:
+            raise ConfigError(f"{file} has {len(keys)} keys; a node sends its own.")
+    made = Roster(member for _, keys in sent for member in keys)
+    claimed = {member.name for member in made if member.role == "decryptor"}
+    if uninvited := sorted(claimed - set(decryptor or [])):
+        raise ConfigError(
+            f"{', '.join(uninvited)} is a decryptor by its own file. If it shall be: "
+            f"--decryptor {uninvited[0]}"
+        )
+    if missing := sorted(set(decryptor or []) - claimed):
+        raise ConfigError(
+            f"--decryptor {missing[0]}: no file has a decryptor of that name. It is "
+            "made with truststram keys identity NAME --role decryptor."
+        )
     _refuse_existing(out)
     out.write_text("".join(member.line() + "\n" for member in made))
+    for member in made:
+        typer.echo(member.line())
     typer.echo(f"{out}: {len(made)} nodes")
 
 

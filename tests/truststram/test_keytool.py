@@ -26,9 +26,11 @@ def test_from_identities_to_a_roster_and_a_jobs_key(tmp_path):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o700
     publics = [tmp_path / n / f"{n}.pub" for n in "ab"]
     out = tmp_path / "roster.txt"
-    done = truststram("roster", *publics, "--out", out)
+    done = truststram("roster", *publics, "--decryptor", "b", "--out", out)
     assert "2 nodes" in done.stdout
     roster = Roster.load(out)
+    for member in roster:  # what is to be asked for by telephone
+        assert member.line() in done.stdout
     assert [(m.name, m.role) for m in roster] == [("a", "client"), ("b", "decryptor")]
     loaded = Identity.load(tmp_path / "b" / "identity.key")
     assert roster.member("b") == loaded.member
@@ -41,6 +43,32 @@ def test_from_identities_to_a_roster_and_a_jobs_key(tmp_path):
     assert secret.fingerprint == public.fingerprint
     assert f"Fingerprint: {secret.fingerprint}" in done.stdout
     assert "decryptor only" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "reason"),
+    [
+        ("{a}\n{b}\n", (), "has 2 keys"),
+        ("# nobody\n", (), "has 0 keys"),
+        ("{c}\n", (), "c is a decryptor by its own file"),
+        ("{c}\n", ("--decryptor", "a"), "c is a decryptor by its own file"),
+        ("{a}\n", ("--decryptor", "a"), "no file has a decryptor"),
+        ("{a}\n", ("--decryptor", "z"), "no file has a decryptor"),
+    ],
+)
+def test_a_node_sends_its_own_key_and_not_what_it_may_do(
+    tmp_path, text, options, reason
+):
+    made = {
+        name: Identity.generate(name, role).member.line()
+        for name, role in (("a", "client"), ("b", "client"), ("c", "decryptor"))
+    }
+    sent, out = tmp_path / "sent.pub", tmp_path / "roster.txt"
+    sent.write_text(text.format(**made))
+    done = truststram("roster", sent, *options, "--out", out)
+    assert done.exit_code == 2
+    assert reason in " ".join(done.stderr.split())
+    assert not out.exists()
 
 
 def test_show_tells_names_and_fingerprints_and_nothing_secret(tmp_path):
