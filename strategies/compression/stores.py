@@ -3,7 +3,9 @@
 In a simulation it is ``context.state``, which Flower keeps for the run. In a deployment
 that dies with the SuperNode, so it is a folder: node config ``state-path``, else
 ``truststram`` in the user's state folder; with a folder for each node in it, and in
-that one for each of the node's last jobs.
+that one for each of the node's last jobs. A node is known by its Flower id, which stays
+only with Flower's authentication of SuperNodes: without it a SuperNode has another one
+after each start, and begins with an empty memory.
 
 Guarantees
 ----------
