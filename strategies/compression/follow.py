@@ -44,10 +44,10 @@ def followed(ask: Ask, content: RecordDict, store: Store) -> ArrayRecord:
     steps = content.get(STEPS)
     if not isinstance(steps, ArrayRecord):
         raise ProtocolError("ask", "no steps")
-    flat = model.flat.copy()
     for number in range(ask.versions.index(name), len(ask.versions)):
-        flat += unpacked(frame_of(steps, str(number)), model.spec)
-    model = Model(unflatten(flat, model.spec, model.arrays))
+        step = unpacked(frame_of(steps, str(number)), model.spec)
+        # Rounded after every step, as by the server, where floats are shorter.
+        model = Model(unflatten(model.flat + step, model.spec, model.arrays))
     _remember(model, ask, store)
     return model.arrays
 
