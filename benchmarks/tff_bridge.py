@@ -217,7 +217,7 @@ def native_rounds(
     np.savez(place / "silos.npz", allow_pickle=False, **given)
     status, output = run_bounded(
         [*compiler.tff_python(), str(NATIVE), str(place)],
-        environment=compiler._environment(),
+        environment=compiler.tff_environment(),
         time_limit=LONGEST,
     )
     if status != 0:

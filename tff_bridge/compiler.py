@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truststram.errors import ConfigError, ProtocolError, RunError
+from truststram.rng import derive_seed
 
 from .job import CrossSiloJob, shape_of
 from .manifest import canonical_json
@@ -32,7 +33,7 @@ from .plan import Plan, read_plan
 from .subprocess_tree import run_bounded
 from .trace import Traced, trace
 
-__all__ = ["TFF_PYTHON", "compile_job"]
+__all__ = ["TFF_PYTHON", "compile_job", "tff_environment", "tff_python"]
 
 TFF_PYTHON = "TRUSTSTRAM_TFF_PYTHON"
 TIME_LIMIT = 900.0
@@ -101,7 +102,8 @@ def traced_model(job: CrossSiloJob) -> Traced:
         raise ConfigError(
             f"task.name = {name}: only subclasses of TorchTask are compiled."
         )
-    model = task.model(job.base, job.base.run.seed)
+    # The same seed as a run's: the plan starts where the torch job would.
+    model = task.model(job.base, derive_seed(job.base.run.seed, "model"))
     if not isinstance(model, torch.nn.Module):
         raise ConfigError(
             f"task.name = {name}: its model is of {type(model).__module__}. Only torch "
@@ -151,7 +153,7 @@ def _compiled(
     write_input(job, traced, source)
     status, errors = run_bounded(
         [*tff_python(), str(_SCRIPT), str(source), str(target)],
-        environment=_environment(),
+        environment=tff_environment(),
         time_limit=time_limit,
     )
     if status != 0:
@@ -203,7 +205,8 @@ def tff_python() -> list[str]:
     return [uv, "run", "--quiet", "--no-project", "--script"]
 
 
-def _environment() -> dict[str, str]:
+def tff_environment() -> dict[str, str]:
+    """Return the environment variables of TensorFlow Federated's processes."""
     left_out = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     inherited = {k: v for k, v in os.environ.items() if k not in left_out}
     # Sets are ordered by hash: the same job must give the same graph.

@@ -38,9 +38,10 @@ class Leaf:
         Of what ``work`` sends, else empty:
 
         ``update``
-            A parameter's change, or its gradient for fed-sgd, **times the weight** of
-            the silo, in the model's order. With differential privacy in the plan it is
-            clipped and not weighted.
+            The global parameter minus the silo's (a direction of ascent, like a
+            gradient: the sign is the opposite of our updates'), or its gradient for
+            fed-sgd, **times the weight** of the silo, in the model's order. With
+            differential privacy in the plan it is clipped and not weighted.
         ``gradient``
             Mime-lite only: a parameter's gradient at the server's model, times weight.
         ``weight``

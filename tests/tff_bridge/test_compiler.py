@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -14,7 +15,9 @@ from tff_bridge.compiler import compile_job
 from tff_bridge.job import CrossSiloJob, read_job
 from tff_bridge.plan import read_plan
 from truststram.errors import ConfigError, RunError
+from truststram.rng import derive_seed
 from truststram.tasks import register_task
+from truststram.tasks.breast_cancer import BreastCancer
 from truststram.tasks.torch_task import TorchTask
 
 from .plans import BREAST_CANCER
@@ -111,6 +114,16 @@ def test_tensorflow_federated_gets_no_weights(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {
         *("spec.json", "graph.json", "constants.npz"),
     }
+
+
+def test_a_plan_starts_where_the_torch_job_starts():
+    """The committed plan, and the run of its task under the same seed."""
+    plan, job = read_plan(BREAST_CANCER), JOB.base
+    start = BreastCancer().model(job, derive_seed(plan.job["run.seed"], "model"))
+    state = start.state_dict()
+    assert list(plan.weights) == list(state)
+    for name, values in plan.weights.items():
+        np.testing.assert_array_equal(values, state[name].numpy())
 
 
 class NoTask:

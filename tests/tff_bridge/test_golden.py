@@ -99,7 +99,7 @@ def compiled(request, tmp_path_factory):
     script = str(compiler._HERE.parent / "tests" / "tff_bridge" / "native_rounds.py")
     status, output = run_bounded(
         [*compiler.tff_python(), script, *map(str, folders)],
-        environment=compiler._environment(),
+        environment=compiler.tff_environment(),
         time_limit=1200,
     )
     assert status == 0, output[-3000:]
