@@ -9,6 +9,7 @@ tasks are allowed (``tasks``) and where the data are (``data-path``). The job's
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from flwr.app import Context
 from truststram._flower import in_simulated_node
 from truststram.errors import ConfigError
 from truststram.job import Job, Value
+from truststram.private_sections import SecureKeys
 from truststram.task import Node, Task
 from truststram.tasks import load_task
 from truststram.techniques import refuse_outside_simulation
@@ -45,15 +47,42 @@ def _job(items: tuple[tuple[str, Value], ...]) -> Job:
 def permit(job: Job, context: Context) -> None:
     """Refuse a job that this node's operator does not allow.
 
-    Node config: ``max-epsilon``, the weakest differential privacy that the node answers
-    (a job without any is refused too); ``local-noise``: only jobs in which this node
-    adds the noise itself, so that the server need not be trusted.
+    The job comes from the run config, which the server sends: without these keys of
+    the node config a server may ask for weaker protection, or for none.
+
+    ``max-epsilon``
+        The weakest differential privacy that the node answers; a job without any is
+        refused too.
+    ``local-noise``
+        Only jobs in which this node adds the noise itself, so that the server need not
+        be trusted.
+    ``secure-schemes``
+        Comma list of the only ``secure.scheme`` that the node answers.
+    ``secure-threat``
+        ``semi-honest``: only jobs with a secure sum; ``malicious``: only those with
+        ``secure.threat = malicious``.
+    ``secure-min-cohort``
+        The smallest ``secure.min-cohort`` that the node answers.
+
+    With any of the last three, a job without a secure sum is refused (unless
+    ``secure-schemes`` lists ``none``), and so is one that leaves arrays in clear
+    (``secure.layers``). Who holds a job's key is fixed by the key files that the
+    operator put on the node (:mod:`strategies.secure.keys`).
+
+    Trusted all the same: the app, which is the code that checks this and which Flower
+    installs as the SuperLink sends it, and the rest of the run config, which decides
+    what is trained.
 
     Raises
     ------
     ConfigError
         With what the job says and what the node allows.
     """
+    _permit_privacy(job, context)
+    _permit_secure(job.secure, context.node_config)
+
+
+def _permit_privacy(job: Job, context: Context) -> None:
     keys, config = job.privacy, context.node_config
     if keys.insecure and not is_simulated(context):
         raise ConfigError(
@@ -68,6 +97,40 @@ def permit(job: Job, context: Context) -> None:
         raise ConfigError(
             "This node answers only jobs in which it adds the noise itself "
             "(privacy.trust = local)."
+        )
+
+
+def _permit_secure(keys: SecureKeys, config: Mapping[str, Value]) -> None:
+    schemes = config.get("secure-schemes")
+    threat = config.get("secure-threat")
+    least = config.get("secure-min-cohort")
+    if schemes is None and threat is None and least is None:
+        return
+    allowed = [name.strip() for name in str(schemes or "").split(",")]
+    if schemes is not None and keys.scheme not in allowed:
+        raise ConfigError(
+            f"The job has secure.scheme = {keys.scheme}; this node allows {schemes}."
+        )
+    if threat not in (None, "semi-honest", "malicious"):
+        raise ConfigError(
+            f"secure-threat = {threat}: expected semi-honest or malicious."
+        )
+    if not keys.on and threat is None and least is None:
+        return  # the operator lists none
+    if not keys.on:
+        raise ConfigError("The job has no secure sum; this node asks for one.")
+    if threat == "malicious" != keys.threat:
+        raise ConfigError(
+            f"The job has secure.threat = {keys.threat}; this node allows malicious."
+        )
+    if least is not None and keys.min_cohort < int(least):
+        raise ConfigError(
+            f"The job has secure.min-cohort = {keys.min_cohort}; this node allows "
+            f"{least} and more."
+        )
+    if keys.layers:
+        raise ConfigError(
+            "The job leaves arrays in clear (secure.layers); this node allows none."
         )
 
 
