@@ -5,6 +5,12 @@ that another graph can name (variables, tables and queues have shared names, so 
 left out). Dataset and iterator operators are those that iterate over the data set that
 the silo itself hands in.
 
+Operators whose result may be memory that was never written are left out too: it holds
+what the process freed, keys and other data included. ``Empty`` is one of them, and so
+are the gradients of ``DepthwiseConv2dNative``, which return before they write anything
+if an input has no elements (TensorFlow 2.21). ``DynamicStitch`` fills the gaps between
+its rows with zeros since that version, which is why the extra ``tff`` asks for it.
+
 What the list does not do: it does not bound how long a graph runs or how much memory an
 operator takes (``Fill`` and ``Tile`` make any size, ``While`` never has to end), nor
 does it keep a graph from copying an example into its update. Against these stand the
@@ -19,7 +25,7 @@ from __future__ import annotations
 __all__ = ["ALLOWED_OPS"]
 
 _STRUCTURE = """
-    Assert Const Empty EnsureShape Identity IdentityN NoOp Placeholder PreventGradient
+    Assert Const EnsureShape Identity IdentityN NoOp Placeholder PreventGradient
     PlaceholderWithDefault StopGradient
 """
 _CONTROL_FLOW = """
@@ -69,10 +75,9 @@ _LINEAR = """
 """
 _NETWORK = """
     AvgPool AvgPoolGrad BiasAdd BiasAddGrad Conv2D Conv2DBackpropFilter
-    Conv2DBackpropInput DepthwiseConv2dNative DepthwiseConv2dNativeBackpropFilter
-    DepthwiseConv2dNativeBackpropInput Elu EluGrad LeakyRelu LeakyReluGrad LogSoftmax
-    MaxPool MaxPoolGrad MaxPoolGradGrad Relu Relu6 Relu6Grad ReluGrad Selu SeluGrad
-    Softmax SoftmaxCrossEntropyWithLogits Softplus SoftplusGrad
+    Conv2DBackpropInput Elu EluGrad LeakyRelu LeakyReluGrad LogSoftmax MaxPool
+    MaxPoolGrad MaxPoolGradGrad Relu Relu6 Relu6Grad ReluGrad Selu SeluGrad Softmax
+    SoftmaxCrossEntropyWithLogits Softplus SoftplusGrad
     SparseSoftmaxCrossEntropyWithLogits
 """
 # Dropout, quantisation and noise. Not suitable for privacy noise: see the plan's notes.

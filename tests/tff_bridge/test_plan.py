@@ -106,6 +106,9 @@ def test_the_hash_is_that_of_the_content_not_of_the_archive():
         *("_Send", "_Recv", "CollectiveReduceV2", "RegisterDataset", "XlaLaunch"),
         *("VarHandleOp", "HashTableV2", "LoadAllTPUEmbeddingParameters", "RpcCall"),
         *("AssetFiles>MyOwnOp", "readfile", "ADD"),
+        # What they return may be memory of the process that was never written.
+        *("Empty", "DepthwiseConv2dNativeBackpropFilter"),
+        "DepthwiseConv2dNativeBackpropInput",
     ],
 )
 def test_operators_that_reach_outside_are_refused_everywhere(op):
