@@ -47,6 +47,14 @@ PRIVACY: tuple[Refusal, ...] = (
         "anomaly.enabled = auto or off",
     ),
     Refusal(
+        lambda job: job.privacy.central and job.round.quorum < 1,
+        "round.quorum below 1 with privacy by the server",
+        "the first answers end a phase, so that a node more pushes another one out: "
+        "sums differ by two clips, where the noise covers one",
+        "round.quorum = 1 (a lower round.deadline bounds the wait), or privacy.trust = "
+        "local",
+    ),
+    Refusal(
         lambda job: (
             job.privacy.on
             and _clients_evaluate(job)

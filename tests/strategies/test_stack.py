@@ -185,6 +185,7 @@ REFUSED = {
         "robust.rule": "median",
     },
     "anomaly.enabled = on with": {**CENTRAL, "anomaly.enabled": "on"},
+    "round.quorum below 1 with": {**CENTRAL, "round.quorum": 0.9},
     "round.evaluate = clients with": {**CENTRAL, "round.evaluate": "both"},
     "privacy.evaluate-epsilon without": {**CENTRAL, "privacy.evaluate-epsilon": 1.0},
     "privacy.evaluate-every without": {**CENTRAL, "privacy.evaluate-every": 5},
