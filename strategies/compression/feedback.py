@@ -14,8 +14,9 @@ time, and if it is the same round of the same model, the reply is the one that w
 
 Guarantees
 ----------
-A residual of another job, model or later round is never used. If there is none that
-fits, the residual is zero and :attr:`Feedback.fresh` says so.
+A residual of another job, model or later round is never used, nor one that is not
+finite or makes an update so. If there is none that fits, the residual is zero and
+:attr:`Feedback.fresh` says so.
 """
 
 from __future__ import annotations
@@ -84,9 +85,20 @@ class Feedback:
         entry = self._store.load(past[0]) if past and not self._store.damaged else None
         # Without the latest residual the one before it would be added a second time.
         if entry is not None and not self._store.damaged:
-            return np.frombuffer(entry.parts[0], np.float32)
+            values = np.frombuffer(entry.parts[0], np.float32)
+            if len(values) == self._d:
+                return values
         self.fresh = True
         return np.zeros(self._d, np.float32)
+
+    def added(self, server_round: int, update: Float32) -> Float32:
+        """Return an update plus the residual, or alone if the sum is not finite."""
+        with np.errstate(over="ignore"):
+            total = update + self.residual(server_round)
+        if np.isfinite(total).all():
+            return total
+        self.fresh = True
+        return update
 
     def commit(
         self,
@@ -104,6 +116,7 @@ class Feedback:
         model : bytes
             Hash of the model that the round began with.
         residual : float32 array of shape (d,)
+            If it is not finite, the next round begins with nothing.
         records : RecordDict
             MetricRecords and ConfigRecords of the reply.
         body : bytes
@@ -125,6 +138,8 @@ class Feedback:
         }
         free = next(slot for slot in SLOTS if slot not in before)
         values = np.ascontiguousarray(residual, np.float32)
+        if not np.isfinite(values).all():
+            values = values[:0]
         self._store.save(free, about, (values.view(np.uint8).data, body))
 
     def _about(self, slot: str) -> dict[str, Any] | None:

@@ -112,9 +112,10 @@ def _trained(
     if not np.isfinite(update).all():
         raise DataError("training made an update that is not finite")
     if feedback is not None:
-        update = update + feedback.residual(ask.round)
+        update = feedback.added(ask.round, update)
     body = sender.encoded(update)
-    lost = update - sender.decoded(body)
+    with np.errstate(over="ignore"):  # Feedback.commit keeps no such error
+        lost = update - sender.decoded(body)
     answer = replace(answer, error=_part(lost, update))
     if feedback is not None:
         answer = replace(answer, fresh=feedback.fresh, damaged=feedback.damaged)

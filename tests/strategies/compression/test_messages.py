@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from strategies.compression import wire
+from strategies.compression.feedback import Feedback
 from strategies.compression.messages import (
     FRAME,
     RECORD,
@@ -19,9 +22,13 @@ from strategies.compression.messages import (
     is_framed,
 )
 from strategies.compression.mod import compression_mod
+from strategies.compression.stores import store_of
+from strategies.update import Model
+from tests.strategies.compression.updates import LARGEST
 from tests.support.federation import model, reply_content
 from truststram._flower import become_task, make_context
 from truststram.errors import DataError, ProtocolError
+from truststram.records import pack
 
 JOB = "0" * 32
 HASH = b"h" * 16
@@ -141,6 +148,42 @@ def test_an_update_that_is_not_finite_stays_on_the_node():
         compression_mod(message(ask), node, reply_with(float("nan")))
     found = compression_mod(message(ask), node, reply_with(1.0))
     assert is_framed(found.content)  # and did not spoil what is remembered
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_residual_that_would_make_the_sum_overflow_is_left_out():
+    node, value = context(), 0.6 * LARGEST
+    found = []
+    for number, update in ((1, value), (2, value), (3, 0.0)):
+        ask = Ask(JOB, number, codec="topk", ratio=0.5, feedback=True)
+        reply = compression_mod(message(ask), node, reply_with(update)).content
+        assert is_framed(reply)
+        found.append(Answer.of(reply).fresh)
+    assert found == [True, True, False]  # new; too much; goes on
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_error_beyond_float32_is_not_remembered():
+    """A bit a value can be wrong by more than twice the largest value of an update."""
+    start = model(0.0, {"w": (500,)})
+    spec, node = Model(start).spec, context()
+    rng = np.random.default_rng(1)
+    update = rng.choice([1, -1], 500) * rng.uniform(0.5, 1, 500) * LARGEST
+
+    def train(request, context):
+        arrays = ArrayRecord({"w": pack(update.astype(np.float32))})
+        return Message(reply_content(arrays), reply_to=request)
+
+    ask = Ask(JOB, 1, codec="eden-1", feedback=True)
+    found = compression_mod(message(ask, start), node, train).content
+    frame, name = frame_of(found[FRAME]), wire.spec_hash(spec)
+    sent = wire.unpack(frame, d=500, spec_hash=name, allowed=["eden-1"])
+    assert np.abs(update - sent).max() > LARGEST  # in float64
+    memory = Feedback(store_of(node, JOB), name, 500)
+    assert not memory.residual(2).any()
+    assert memory.fresh  # as the server will hear
+    again = compression_mod(message(ask, start), node, reply_with(1.0)).content
+    assert frame_of(again[FRAME]) == frame  # the round has its reply all the same
 
 
 def test_an_update_of_zeros_can_be_sent():
