@@ -10,15 +10,17 @@ after each start, and begins with an empty memory.
 Guarantees
 ----------
 A file is written beside its place, fsynced, renamed, and the folder is fsynced: after a
-crash the entry is the old one or the new one. Only the user can read it (folders 0700,
-files 0600).
+crash the entry is the old one or the new one. Only the user can read it: files are
+0600, every folder that has to be made is 0700.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -35,6 +37,8 @@ __all__ = ["ContextStore", "FolderStore", "node_name", "store_of"]
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 # Jobs whose folders a node keeps; one that takes part in more at a time forgets.
 KEPT_JOBS = 4
+# Seconds after which a partial file that nobody writes to is of a killed process.
+ABANDONED = 600
 FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
@@ -113,6 +117,7 @@ class FolderStore(Store):
         try:
             if not self._folder.exists():
                 self._make()
+            self._tidy()
             with os.fdopen(os.open(partial, FLAGS, 0o600), "wb") as file:
                 for part in (head, *parts):
                     file.write(part)
@@ -133,11 +138,20 @@ class FolderStore(Store):
 
     def _make(self) -> None:
         """Make the folder of a new job; forget those of the oldest jobs."""
-        self._folder.mkdir(parents=True, mode=0o700)
+        for folder in (*reversed(self._folder.parents), self._folder):
+            folder.mkdir(mode=0o700, exist_ok=True)  # parents=True makes parents 0777
         jobs = [p for p in self._node.iterdir() if JOB_ID.fullmatch(p.name)]
         jobs.sort(key=lambda p: p.stat().st_mtime_ns, reverse=True)
         for old in jobs[KEPT_JOBS:]:
             shutil.rmtree(old, ignore_errors=True)
+
+    def _tidy(self) -> None:
+        """Remove partial files of killed processes."""
+        begin = time.time() - ABANDONED
+        for partial in self._folder.glob(".*"):
+            with contextlib.suppress(FileNotFoundError):  # removed by another process
+                if partial.stat().st_mtime < begin:
+                    partial.unlink()
 
 
 def _simulated(context: Context) -> bool:

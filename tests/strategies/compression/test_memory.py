@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 
 import numpy as np
 import pytest
@@ -149,13 +150,28 @@ def test_a_crash_while_writing_leaves_the_old_entry(tmp_path, monkeypatch):
 
 
 def test_only_the_user_can_read_it(tmp_path):
-    old = os.umask(0)
+    base, old = tmp_path / "state" / "truststram", os.umask(0)
     try:
-        FolderStore(tmp_path, "7", JOB).save("a", {}, PARTS)
+        FolderStore(base, "7", JOB).save("a", {}, PARTS)
     finally:
         os.umask(old)
-    assert stat.S_IMODE((tmp_path / "7" / JOB / "a").stat().st_mode) == 0o600
-    assert stat.S_IMODE((tmp_path / "7" / JOB).stat().st_mode) == 0o700
+    file = base / "7" / JOB / "a"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    made = file.parents[: file.parents.index(tmp_path)]
+    assert len(made) == 4
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in made} == {0o700}
+
+
+def test_partial_files_of_killed_processes_are_removed(tmp_path):
+    store = FolderStore(tmp_path, "7", JOB)
+    store.save("a", {}, PARTS)
+    for name, age in ((".a.123", 3600), (".b.124", 3600), (".b.125", 1), ("b", 3600)):
+        path = store._folder / name
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age,) * 2)
+    store.save("a", {}, PARTS)
+    # One that is new may be another process's, which is at it.
+    assert sorted(p.name for p in store._folder.iterdir()) == [".b.125", "a", "b"]
 
 
 def test_a_node_keeps_its_last_jobs_only(tmp_path):
