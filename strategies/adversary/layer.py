@@ -61,7 +61,8 @@ class Adversary(StrategyLayer):
     Events
     ------
     ``adversary`` (round, attack, nodes): the nodes whose reply is malicious in this
-    round. (A ``drift`` node is malicious, but not before it drifts.)
+    round. (A ``drift`` node is malicious, but not before it drifts.) Inside secure sums
+    of groups a reply is a group's: the groups that have a malicious member.
 
     Raises
     ------
@@ -92,6 +93,7 @@ class Adversary(StrategyLayer):
         self._seed = seed
         self._nodes = 0  # number of nodes that the truth is about
         self._truth: frozenset[str] = frozenset()
+        self._malicious: frozenset[int] | None = None  # their ids, in this process
         self._memory: dict[str, Any] = {}
 
     @property
@@ -107,7 +109,7 @@ class Adversary(StrategyLayer):
         """Let ``inner`` wait for nodes and choose; then settle who is malicious."""
         messages = list(super().configure_train(server_round, arrays, config, grid))
         if self.kind != "none":
-            self._settle([self.name_of(node) for node in grid.get_node_ids()])
+            self._settle(list(grid.get_node_ids()))
         return messages
 
     def aggregate_train(
@@ -139,18 +141,30 @@ class Adversary(StrategyLayer):
         """Restore what :meth:`state` returned."""
         self._nodes = int(state["nodes"])
         self._truth = frozenset(state["truth"])
+        self._malicious = None
         self._memory = dict(state["memory"])
 
-    def _settle(self, names: list[str]) -> None:
-        """Decide in the first round who is malicious; check it later."""
-        names.sort(key=name_order)
-        if self._nodes:
-            if len(names) != self._nodes or not self._truth <= set(names):
-                raise RunError(
-                    f"The adversary was chosen among {self._nodes} nodes and now there "
-                    f"are {len(names)}. Simulate as many as in the first round."
-                )
-            return
+    def _settle(self, nodes: list[int]) -> None:
+        """Decide in the first round who is malicious; check it later.
+
+        Names count in a process's first round only: a layer outside may give the nodes
+        those of their groups from then on.
+        """
+        if self._malicious is None:
+            names = {self.name_of(node): node for node in nodes}
+            if not self._nodes:
+                self._choose(sorted(names, key=name_order))
+            if self._truth <= set(names):
+                self._malicious = frozenset(names[name] for name in self._truth)
+        if len(nodes) != self._nodes or not (
+            self._malicious is not None and self._malicious <= set(nodes)
+        ):
+            raise RunError(
+                f"The adversary was chosen among {self._nodes} nodes and now there "
+                f"are {len(nodes)}. Simulate as many as in the first round."
+            )
+
+    def _choose(self, names: list[str]) -> None:
         chosen = malicious_partitions(self._seed, len(names), self.fraction)
         setting = f"adversary.fraction = {self.fraction:g} of {len(names)} nodes"
         if not chosen:
@@ -170,8 +184,9 @@ class Adversary(StrategyLayer):
     def _attack(self, server_round: int, replies: Sequence[Message]) -> list[str]:
         """Replace the malicious updates; return the names of the attackers."""
         found = self._read(replies)
-        bad = [name for name in found if name in self._truth]
-        good = [name for name in found if name not in self._truth]
+        malicious = {self.name_of(node) for node in self._malicious or ()}
+        bad = [name for name in found if name in malicious]
+        good = [name for name in found if name not in malicious]
         if not bad or not (good or self.kind in DATA_ATTACKS):
             return []
         own = [found[name][1] for name in bad]

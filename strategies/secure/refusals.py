@@ -45,9 +45,10 @@ SECURE: tuple[Refusal, ...] = (
         "anomaly.enabled = auto or off",
     ),
     Refusal(
-        lambda job: _of_all(job) and job.adversary.kind not in ("none", *OWN_ATTACKS),
-        "adversary.kind with a secure sum of all nodes",
-        "this attack is made from the honest updates, which nobody sees",
+        lambda job: job.secure.on and job.adversary.kind not in ("none", *OWN_ATTACKS),
+        "adversary.kind with a secure sum",
+        "this attack is made from the honest updates, which nobody sees, in groups or "
+        "not",
         "adversary.kind = label-flip or backdoor, or secure.scheme = none",
     ),
     Refusal(

@@ -16,6 +16,8 @@ from strategies.guard.layer import Guard
 from strategies.robust.layer import Robust
 from strategies.robust.wfagg import WFAgg
 from strategies.secure.groups import Groups, enough, group_count, objection, rename
+from tests.support import runs
+from truststram import events
 from truststram.errors import ConfigError
 from truststram.job import Job
 
@@ -128,6 +130,38 @@ def test_layers_inside_see_groups():
     for layer in walk(strategy):
         if hasattr(layer, "name_of"):
             assert layer.name_of(7) == groups.label_of("7")
+
+
+def test_attacks_made_from_honest_updates_are_refused_in_groups_too():
+    attack = {"adversary.fraction": 0.1, "robust.f": 2}
+    stack.check(grouped(**attack, **{"adversary.kind": "label-flip"}))
+    with pytest.raises(ConfigError, match=r"adversary\.kind with a secure sum"):
+        stack.check(grouped(**attack, **{"adversary.kind": "ipm"}))
+
+
+@pytest.mark.parametrize("scheme", ["bfv", "secagg"])
+def test_groups_with_a_poisoned_member_are_the_malicious_ones(tmp_path, scheme):
+    """Round by round, and also for a run that goes on in another process."""
+    job = {
+        "secure.scheme": scheme,
+        "secure.group-size": 3,
+        "robust.rule": "median",
+        "robust.f": 1,
+        "round.min-nodes": 9,
+        "adversary.kind": "label-flip",
+        "adversary.fraction": 0.2,
+        "train.rounds": 2,
+    }
+    runs.run(tmp_path, "run", job, nodes=9)
+    again = {**job, "train.rounds": 3, "run.resume": "run"}
+    result = runs.run(tmp_path, "run", again, nodes=9)
+    assert result.status == "completed"
+    told = events.read(tmp_path / "run" / "events.jsonl")
+    named = [event["nodes"] for event in told if event["kind"] == "adversary"]
+    assert len(named) == 3
+    assert named[0]
+    assert all(name.startswith("group-") for name in named[0])
+    assert named == named[:1] * 3
 
 
 def rounds(count, bad=(), seed=0, groups=10, d=40):
