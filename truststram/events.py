@@ -38,14 +38,17 @@ Events
 ``node-refused``     node, reason
 ``tff-plan``         plan (sha256), algorithm, aggregator, server, bytes, built-with,
                      weights (examples | equal), pinned (by whom)
+``tff-result``       round, silos (number), result (numbers and lists by name)
 ``compression-plan`` codec, ratio, downlink, parameters, raw, up, down, error
 ``compressed``       round, phase, saved_up, saved_down, nodes (name: bytes)
 ``codec-chosen``     round, node, codec, ratio, bytes, error, speed (bytes a second)
 ``residual-lost``    round, node, damaged
+``downlink-off``     round, node
 ``privacy-plan``     mechanism, levels, unit, relation, trust, epsilon, delta, rounds,
                      schedule, evaluations, sampling, clip, cohort, server-rate,
                      noise-to-signal, secure-noise
-``privacy-spent``    round, epsilon, delta, clip, noise
+``privacy-spent``    round, epsilon (to be claimed if the run was planned to end here),
+                     spent (by the ledger), delta, clip, noise
 ``privacy-exhausted`` round, epsilon
 ``secure-plan``      scheme, trust (who must collude), bits, clip, most, encrypted, clear,
                      clear_fraction, clear_arrays, keys (simulated | operator)

@@ -19,8 +19,8 @@ from .downlink import model_hash, parts_of, unpacked
 
 __all__ = ["Chain", "moved"]
 
-# A node whose steps failed as often as this always gets the whole model: its arithmetic
-# is another one than the server's.
+# A node that steps led to another model as often as this, and never to the right one in
+# between, gets whole models: its arithmetic is another one than the server's.
 MOST_MISSES = 2
 
 
@@ -73,14 +73,29 @@ class Chain:
             return None
         return range(self.versions.index(held), len(self.steps))
 
-    def acknowledged(self, node: str, version: bytes) -> None:
-        """Note that a node has a model, by its own word."""
+    def acknowledged(self, node: str, version: bytes, stepwise: bool = False) -> None:
+        """Note that a node has a model, by its own word; ``stepwise``: made of steps."""
         self._held[node] = version
+        if stepwise:
+            del self._misses[node]
 
-    def missed(self, node: str) -> None:
-        """Note that a node could not make M_t: it gets all of it next time."""
+    def missed(self, node: str, differs: bool) -> bool:
+        """Note that a node could not make M_t: it gets all of it next time.
+
+        Parameters
+        ----------
+        node : str
+        differs : bool
+            Steps led it to another model; else it had none that they start from.
+
+        Returns
+        -------
+        bool
+            Whether it gets whole models from now on.
+        """
         self._held.pop(node, None)
-        self._misses[node] += 1
+        self._misses[node] += differs
+        return differs and self._misses[node] == MOST_MISSES
 
     def _restart(self, x: Model) -> None:
         self.steps, self.versions = [], []

@@ -24,8 +24,8 @@ def followed(ask: Ask, content: RecordDict, store: Store) -> ArrayRecord:
     Raises
     ------
     ProtocolError
-        ``model-missing``: the node does not have a model that the steps start from, or
-        they lead to another one than the server's.
+        ``model-missing``: the node does not have a model that the steps start from;
+        ``model-differs``: its model, or what they lead to, is not the server's.
     DataError
         If the model cannot be remembered.
     """
@@ -54,7 +54,7 @@ def followed(ask: Ask, content: RecordDict, store: Store) -> ArrayRecord:
 
 def _remember(model: Model, ask: Ask, store: Store) -> None:
     if model_hash(model) != ask.model:
-        raise ProtocolError("model-missing", "the model is not the server's")
+        raise ProtocolError("model-differs", "the model is not the server's")
     leaves = [[x.name, list(x.shape), x.dtype] for x in model.spec.leaves]
     about = {"hash": ask.model.hex(), "leaves": leaves}
     store.save(ENTRY, about, parts_of(model))

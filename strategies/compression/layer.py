@@ -76,7 +76,8 @@ class Compression(StrategyLayer):
     ------
     ``compression-plan`` (once, :func:`.plan.planned`), ``compressed`` (round, phase,
     saved_up, saved_down, nodes), ``codec-chosen`` (round, node, codec, ratio, bytes,
-    error, speed), ``residual-lost`` (round, node, damaged), ``reply-dropped``.
+    error, speed), ``residual-lost`` (round, node, damaged), ``downlink-off`` (round,
+    node: whole models from now on, because steps lead it elsewhere), ``reply-dropped``.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Compression(StrategyLayer):
             raise ValueError(f"Expected downlink={downlink!r} of {DOWNLINK} or 'none'.")
         if reduced and codec not in LINEAR:
             raise ValueError(f"Expected codec={codec!r} of {LINEAR} if reduced.")
+        ratio = float(ratio)  # nodes take no integer for it
         self.codec, self.ratio, self.downlink = codec, ratio, downlink
         self.reduced = reduced
         self.adaptive = None
@@ -235,7 +237,9 @@ class Compression(StrategyLayer):
             content = decoded(reply.content, spec, ask.codec, selection)
         except ProtocolError as error:
             if self._asking.chain and answer and answer.missing:
-                self._asking.chain.missed(name)
+                differs = answer.differs and ask.stepwise
+                if self._asking.chain.missed(name, differs) and not self._secret:
+                    self.emit("downlink-off", round=server_round, node=name)
             else:
                 self._tell_inside(phase, name, error)
             self._drop(server_round, phase, name, error)
@@ -250,7 +254,9 @@ class Compression(StrategyLayer):
         node = reply.metadata.src_node_id
         name = self.name_of(node)
         if self._asking.chain and answer.held == ask.model:
-            self._asking.chain.acknowledged(name, ask.model)
+            # Without a step nothing was computed.
+            stepwise = bool(ask.versions)
+            self._asking.chain.acknowledged(name, ask.model, stepwise)
         if self.adaptive and ask.codec != "none":
             rest = None
             if (arrived := self.seconds_of(node)) is not None:

@@ -37,6 +37,7 @@ __all__ = [
 RECORD, FRAME, STEPS = "compression", "frame", "steps"
 STYPE = "truststram.frame"
 HASH_BYTES = 16
+FLAGS = ("missing", "differs", "fresh", "damaged")
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class Answer:
         Hash of the model that the node has now; empty: it keeps none.
     missing : bool
         The node cannot make the model from the steps and did nothing.
+    differs : bool
+        Because they led it to another model; else it had none that they start from.
     fresh : bool
         It had nothing left of earlier rounds to add to its update.
     damaged : bool
@@ -139,6 +142,7 @@ class Answer:
 
     held: bytes = b""
     missing: bool = False
+    differs: bool = False
     fresh: bool = False
     damaged: bool = False
     seconds: float = math.nan
@@ -165,7 +169,7 @@ class Answer:
         held = record.get("held")
         return cls(
             held if isinstance(held, bytes) and len(held) == HASH_BYTES else b"",
-            *(record.get(name) is True for name in ("missing", "fresh", "damaged")),
+            *(record.get(name) is True for name in FLAGS),
             *(_number(record.get(name)) for name in ("seconds", "error")),
         )
 

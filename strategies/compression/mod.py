@@ -64,8 +64,8 @@ def compression_mod(
             arrays = followed(ask, message.content, store)
         except ProtocolError as error:
             log(WARNING, "the model cannot be made from its steps: %s", error)
-            content = RecordDict({RECORD: Answer(missing=True).record()})
-            return Message(content, reply_to=message)
+            answer = Answer(missing=True, differs=error.code == "model-differs")
+            return Message(RecordDict({RECORD: answer.record()}), reply_to=message)
         message.content = _plain(message.content, ask.key, arrays)
     else:
         message.content = _plain(message.content)

@@ -23,6 +23,7 @@ from strategies.compression.codecs import make_codec
 from strategies.compression.layer import Compression
 from strategies.compression.messages import FRAME, RECORD, STEPS, Ask, framed, wrapped
 from strategies.compression.mod import compression_mod
+from strategies.compression.stores import ContextStore
 from strategies.guard.layer import Guard
 from strategies.mean.layer import WeightedMean
 from strategies.mechanisms.layer import CentralDP
@@ -269,6 +270,35 @@ def test_a_node_that_says_it_misses_the_model_is_left_out_once():
     replies = grid.send_and_receive(messages)
     layer.aggregate_train(3, replies)
     assert codes(events) == ["model-missing"]
+
+
+@pytest.mark.parametrize("secret", [False, True])
+def test_a_node_with_other_arithmetic_is_told_and_gets_whole_models(secret):
+    """Its float32 sums are off: every model that it makes itself is another one."""
+
+    def elsewhere(message, context, call_next):
+        if STEPS in message.content and context.node_config["partition-id"] == 1:
+            store = ContextStore(context, Ask.of(message.content).job)
+            entry = store.load("model")
+            values = np.frombuffer(entry.parts[0], np.float32) * np.float32(1.001)
+            store.save("model", entry.about, [values.view(np.uint8).data])
+        return compression_mod(message, context, call_next)
+
+    layer, events = made(codec="q8", downlink="q8")
+    layer.inner.secret_cohort = secret
+    grid, arrays, whole = grid_of(app([elsewhere]), 3), start_model(), []
+    node = grid.get_node_ids()[1]
+    for number in range(1, 7):
+        messages = list(layer.configure_train(number, arrays, config(), grid))
+        for message in messages:
+            if message.metadata.dst_node_id == node and "arrays" in message.content:
+                whole.append(number)
+        replies = grid.send_and_receive(messages)
+        arrays = layer.aggregate_train(number, replies)[0]
+    assert whole == [1, 3, 5, 6]
+    assert codes(events) == ["model-missing"] * 2
+    told = [data for kind, data in events if kind == "downlink-off"]
+    assert told == ([] if secret else [{"round": 4, "node": layer.name_of(node)}])
 
 
 @pytest.mark.parametrize("twice", [False, True])
@@ -555,6 +585,17 @@ def test_its_asks_say_nothing_but_what_is_needed():
     ask = Ask.of(next(iter(messages)).content)
     assert (ask.codec, ask.round, ask.feedback, ask.reduced) == ("q8", 1, False, False)
     assert (ask.selection, ask.model, ask.versions) == (b"", b"", ())
+
+
+def test_a_ratio_may_be_an_integer():
+    """Nodes read it from the wire, where types count."""
+    layer, events = made(codec="topk", ratio=1)
+    base = start_model()
+    arrays = round_of(layer, grid_of(app(), 2), 1, base)
+    assert codes(events) == []
+    mean = np.mean([target(p) for p in range(2)], axis=0)
+    moved = weights(arrays) - weights(base)
+    np.testing.assert_allclose(moved, mean, rtol=1e-3, atol=1e-5)
 
 
 def test_wrong_options_are_refused():

@@ -33,6 +33,7 @@ from truststram.records import pack
 JOB = "0" * 32
 HASH = b"h" * 16
 FULL = Ask(JOB, 3, "topk", 0.5, 7, True, False, b"s", HASH, True, (HASH, HASH), "w")
+FULL_ANSWER = Answer(HASH, True, True, True, True, 1.5, 0.5)
 
 
 @pytest.mark.parametrize("ask", [Ask(JOB, 1), FULL])
@@ -62,7 +63,7 @@ def test_a_malformed_ask_is_an_error(values):
         Ask.of(RecordDict({RECORD: ConfigRecord(values)}))
 
 
-@pytest.mark.parametrize("answer", [Answer(), Answer(HASH, True, True, True, 1.5, 0.5)])
+@pytest.mark.parametrize("answer", [Answer(), FULL_ANSWER])
 def test_an_answer_is_read_as_it_was_written(answer):
     found = Answer.of(RecordDict({RECORD: answer.record()}))
     assert repr(found) == repr(answer)  # NaN is not equal to itself
@@ -74,7 +75,7 @@ SCALARS = st.one_of(
     *(st.text(max_size=20), st.binary(max_size=20)),
 )
 NAMES = st.sampled_from(
-    ["held", "missing", "fresh", "damaged", "seconds", "error", "x"]
+    ["held", "missing", "differs", "fresh", "damaged", "seconds", "error", "x"]
 )
 
 
@@ -82,7 +83,7 @@ NAMES = st.sampled_from(
 def test_any_answer_can_be_read(values):
     found = Answer.of(RecordDict({RECORD: ConfigRecord(values)}))
     assert len(found.held) in (0, 16)
-    for flag in (found.missing, found.fresh, found.damaged):
+    for flag in (found.missing, found.differs, found.fresh, found.damaged):
         assert type(flag) is bool
     for number in (found.seconds, found.error):
         assert math.isnan(number) or 0 <= number < math.inf
