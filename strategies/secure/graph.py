@@ -1,10 +1,14 @@
 """Who masks with whom, and how many shares give a secret.
 
-Few clients: everyone with everyone (Bonawitz et al., CCS 2017). More than 21 under a
-semi-honest server: each with 20 neighbours (Bell et al., "Secure Single-Server
-Aggregation with (Poly)Logarithmic Overhead", CCS 2020, section 3), a ring in random
-order in which each is connected to the ten before it and the ten behind it (a Harary
-graph). A client's secrets are shared among itself and its neighbours.
+Up to 100 clients, and always if some are assumed to collude: everyone with everyone
+(Bonawitz et al., CCS 2017). More, under a semi-honest server: each with 20 neighbours
+(Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead", CCS
+2020, section 3), a ring in random order in which each is connected to the ten before it
+and the ten behind it (a Harary graph). A client's secrets are shared among itself and
+its neighbours, and so half of a neighbourhood opens what takes half of a complete
+graph. For 101 to 1000 clients, of which a twentieth collude with the server and a fifth
+drop out, :func:`failures` bounds the probability that they learn more than a sum by
+1e-6; if a tenth drop out, the probability that the sum cannot be opened by 1e-3.
 
 Who chooses the neighbours
 --------------------------
@@ -19,25 +23,51 @@ Thresholds (h holders of a secret)
 1, so that two sets of that many holders have an honest one in common as long as less
 than a third collude (Bonawitz et al., section 6.2): nobody gives both secrets of a
 client.
+
+Two cohorts, one model (malicious)
+----------------------------------
+A list of who is in a sum binds once a threshold of its cohort signed it, and an honest
+client signs one list for a model. If a round is repeated with another cohort, two lists
+can bind only if no honest client signed both; :func:`quorums_meet` says when that is
+impossible.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import comb
 
-__all__ = ["MALICIOUS", "SEMI_HONEST", "colluders", "degree", "neighbours", "threshold"]
+__all__ = [
+    "COMPLETE",
+    "MALICIOUS",
+    "SEMI_HONEST",
+    "colluders",
+    "degree",
+    "neighbours",
+    "quorums_meet",
+    "threshold",
+]
 
 SEMI_HONEST, MALICIOUS = "semi-honest", "malicious"
 # Even: half of them on each side of the ring.
 NEIGHBOURS = 20
+# Most clients that mask everyone with everyone whatever is assumed.
+COMPLETE = 100
 
 
-def degree(clients: int, threat: str) -> int:
-    """Return the number of neighbours of each of ``clients``."""
-    complete = clients - 1
-    return complete if threat == MALICIOUS else min(complete, NEIGHBOURS)
+def degree(clients: int, threat: str, assumed: int = 0) -> int:
+    """Return the number of neighbours of each of ``clients``.
+
+    Parameters
+    ----------
+    clients : int
+    threat : str
+    assumed : int
+        Clients that are assumed to collude with the server.
+    """
+    everyone = threat == MALICIOUS or assumed > 0 or clients <= COMPLETE
+    return clients - 1 if everyone else NEIGHBOURS
 
 
 def threshold(holders: int, threat: str) -> int:
@@ -54,6 +84,20 @@ def colluders(clients: int, threat: str) -> int:
     """
     t = threshold(clients, threat)
     return 2 * t - clients - 1 if threat == MALICIOUS else t - 1
+
+
+def quorums_meet(one: Collection[str], other: Collection[str]) -> bool:
+    """Return whether thresholds of two cohorts always have an honest client in common.
+
+    Under a malicious server, for as many colluders as :func:`colluders` allows in both
+    cohorts: of the clients in either of them, t signed a list of the one and t' a list
+    of the other, so at least t + t' - n signed both, and so many cannot all collude.
+    It holds for two cohorts of which one has one client more, not for all that differ
+    by two.
+    """
+    clients = len({*one, *other})
+    both = sum(threshold(len(names), MALICIOUS) for names in (one, other)) - clients
+    return both > min(colluders(len(names), MALICIOUS) for names in (one, other))
 
 
 def neighbours(names: Sequence[str], seed: bytes, count: int) -> dict[str, list[str]]:

@@ -1,20 +1,35 @@
-"""What a node remembers so that it never helps to tell its own update from others'.
+"""What a node remembers of sums it took part in, so that it opens no two that differ.
 
-From two sums for the same model whose terms differ by one node the server could
-subtract. So a node joins one cohort for a model, and whoever decrypts does so for sets
-of nodes that are equal or have nobody in common. A set of an earlier model is decrypted
-again only if it is exactly the same.
+From two sums for the same model whose terms differ by one node, the server could
+subtract. So whoever opens sums (decrypts them, or gives its shares of their masks) does
+so, for one model, for sets of nodes that are equal or have nobody in common; and it is
+written down before it is done. A set of an earlier model is opened again only if it is
+exactly the same.
 
-The memory belongs to the job's key, not to the run: another run under the same key
-finds it. In a deployment it is the file ``journal.json`` in the node's folder of keys
-and outlives the process; in a simulation it is in Flower's node state.
+What this does not do
+---------------------
+A model is known by its hash. A server that deviates from the protocol can change one
+weight by its last digit: that is another model, for which other sets may be opened, and
+updates from nearly the same model are nearly the same. Nor does a node know which group
+it is in: that groups stay what they are, and that models are told apart by more than a
+digit, is the word of a server that follows the protocol. Equal sets may be opened more
+than once: nodes that train deterministically repeat their sum, others give a second sum
+over the same nodes.
+
+The memory belongs to a key (that of the job, or the name of the scheme where the job
+has none), not to the run: another run under the same key finds it. In a deployment it
+is the file ``journal.json`` in the node's folder of keys and outlives the process;
+processes that use it at the same time take turns. In a simulation it is in Flower's
+node state.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +46,14 @@ MAX_FILE = 64 * 2**20
 # Models whose sets of nodes are remembered name by name.
 RECENT = 8
 Memory = dict[str, Any]
+Names = Collection[str]
 
 
 class Journal:
     """The memory of one node under one key.
+
+    Every method reads, checks and writes under a lock: of two processes that answer
+    two requests at once, the second sees what the first has done.
 
     Parameters
     ----------
@@ -43,14 +62,17 @@ class Journal:
     key : str
         Fingerprint of the key.
     folder : Path or None
+
+    Raises
+    ------
+    CheckpointError
+        If the memory is damaged or too large.
     """
 
     def __init__(self, context: Context, key: str, folder: Path | None) -> None:
         self._context, self._key = context, key
         self._path = folder / "journal.json" if folder else None
-        self._all = self._read()
-        fresh: Memory = {"joined": {}, "opened": {}, "recent": {}}
-        self._memory: Memory = self._all.setdefault(key, fresh)
+        self._read()
 
     def join(self, model: str, cohort: str) -> None:
         """Take part in a sum.
@@ -60,20 +82,44 @@ class Journal:
         ProtocolError
             ``cohort``, if this node was in another cohort for the same model.
         """
-        known = self._memory["joined"].setdefault(model, cohort)
-        if known != cohort:
-            raise ProtocolError(
-                "cohort", "this node has joined another set of nodes for this model"
-            )
-        self._write()
+        with self._memory() as memory:
+            known = memory["joined"].setdefault(model, cohort)
+            if known != cohort:
+                raise ProtocolError(
+                    "cohort", "this node has joined another set of nodes for this model"
+                )
 
     def joined(self, model: str) -> str | None:
         """Return the cohort that this node joined for a model."""
-        found: str | None = self._memory["joined"].get(model)
+        with self._memory() as memory:
+            found: str | None = memory["joined"].get(model)
         return found
 
+    def mask(
+        self, model: str, cohort: Names, agree: Callable[[Names, Names], bool]
+    ) -> None:
+        """Mask an update for a cohort.
+
+        Parameters
+        ----------
+        model : str
+        cohort : collection of str
+        agree : callable
+            Whether sums of two cohorts may be masked for one model.
+
+        Raises
+        ------
+        ProtocolError
+            ``cohort``, if this node masked for another one that does not agree.
+        """
+        text = (
+            "this node masked an update of this model for another set of nodes, and "
+            "both could be opened"
+        )
+        self._add("masked", model, cohort, agree, ProtocolError("cohort", text))
+
     def open(self, model: str, nodes: Iterable[str]) -> None:
-        """Decrypt the sum of a set of nodes; remembered before it is done.
+        """Open the sum of a set of nodes; remembered before it is done.
 
         Raises
         ------
@@ -81,22 +127,60 @@ class Journal:
             ``reopened``, for a set that shares nodes with another one of this model
             without being the same.
         """
+        text = "another sum with some of these nodes was opened for this model"
+        error = ProtocolError("reopened", text)
+        self._add("opened", model, list(nodes), _disjoint, error)
+
+    def _add(
+        self,
+        what: str,
+        model: str,
+        nodes: Names,
+        agree: Callable[[Names, Names], bool],
+        error: ProtocolError,
+    ) -> None:
+        """Note a set of nodes, if it is a known one or agrees with all known ones."""
         names = sorted(nodes)
         told = digest(*(name.encode() for name in names))
-        opened = self._memory["opened"].setdefault(model, [])
-        if told in opened:
+        with self._memory() as memory:
+            known = memory[what].setdefault(model, [])
+            if told in known:
+                return
+            recent = memory["recent"].setdefault(what, {})
+            forgotten = known and model not in recent
+            if forgotten or not all(agree(one, names) for one in recent.get(model, [])):
+                raise error
+            known.append(told)
+            recent.setdefault(model, []).append(names)
+            while len(recent) > RECENT:
+                del recent[next(iter(recent))]
+
+    @contextmanager
+    def _memory(self) -> Iterator[Memory]:
+        """Give the memory of this key, which is written unless an error is raised."""
+        with self._alone():
+            everything = self._read()
+            fresh: Memory = {"joined": {}, "masked": {}, "opened": {}, "recent": {}}
+            memory = everything.setdefault(self._key, fresh)
+            before = json.dumps(everything)
+            yield memory
+            text = json.dumps(everything)
+            if text != before:
+                self._write(text)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait until no other process is between reading and writing."""
+        if self._path is None:
+            yield
             return
-        recent = self._memory["recent"]
-        before = set(recent.get(model, []))
-        if (opened and model not in recent) or before & set(names):
-            raise ProtocolError(
-                "reopened", "another sum with some of these nodes was decrypted"
-            )
-        opened.append(told)
-        recent[model] = [*before, *names]
-        while len(recent) > RECENT:
-            del recent[next(iter(recent))]
-        self._write()
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        lock = os.open(self._path.with_suffix(".lock"), flags, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
 
     def _read(self) -> dict[str, Memory]:
         if self._path is None:
@@ -114,19 +198,29 @@ class Journal:
             # Going on without a memory would make room for a second sum.
             raise CheckpointError(
                 f"{self._path} is damaged: this node no longer knows which sums it "
-                "joined. Make a new key for the job."
+                "took part in. Remove it, and begin jobs with models that were never "
+                "trained here: with another run.seed, and for secure.scheme = bfv or "
+                "ckks with a new key."
             ) from None
         return found
 
-    def _write(self) -> None:
-        text = json.dumps(self._all)
+    def _write(self, text: str) -> None:
         if self._path is None:
             self._context.state[STATE] = ConfigRecord({"json": text})
             return
         fresh = self._path.with_suffix(".new")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(fresh, flags, 0o600), "w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)  # it must not be forgotten by a power cut
+        finally:
+            os.close(folder)
+
+
+def _disjoint(one: Names, other: Names) -> bool:
+    return set(one).isdisjoint(other)

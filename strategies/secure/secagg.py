@@ -27,19 +27,32 @@ A client that is silent in a stage has dropped out. The sum is over U3.
 
 Guarantees
 ----------
-With t of :func:`.graph.threshold`. Semi-honest: towards a server that follows the
-protocol, together with fewer than t clients of the cohort, an honest client's integers
-are hidden but for the sum over all honest clients of U3; the sum is exact if t clients
-answer every stage. Malicious: the same towards a server that deviates in any way,
-together with at most :func:`.graph.colluders` clients, given that the roster lists no
-key that the server holds; it may still make the round fail. With more than 21 clients
-and a semi-honest server thresholds are per neighbourhood and both statements hold but
-for the probabilities of :func:`.graph.failures`. In all cases U3 has at least
-``min_cohort`` clients or no honest client opens anything.
+For one sum, with t of :func:`.graph.threshold`. Semi-honest: towards a server that
+follows the protocol, together with fewer than t clients of the cohort, an honest
+client's integers are hidden but for the sum over all honest clients of U3; the sum is
+exact if t clients answer every stage. Malicious: the same towards a server that
+deviates in any way, together with at most :func:`.graph.colluders` clients, given that
+the roster lists no key that the server holds; it may still make the round fail. With
+more than 100 clients, none assumed to collude, and a semi-honest server, t is counted
+in a neighbourhood, and the statements hold for the numbers and probabilities of
+:mod:`.graph`. In all cases U3 has at least ``min_cohort`` clients or no honest client
+opens anything.
+
+For all sums of one model (:mod:`.journal`): an honest client consents to or opens one
+U3, whatever rounds and runs are repeated. Malicious: it also masks only for cohorts
+whose quorums must meet in an honest client (:func:`.graph.quorums_meet`), so two
+different U3 that share an honest client cannot both be opened. Semi-honest: opening two
+takes, beyond the colluders, t honest clients that opened the one and t' others that
+opened the other: a server that died while it opened a sum, in a round that half of the
+cohort did not see the end of and the other half does not take part in opening again.
+Towards a semi-honest server a round that failed before its sum was opened may be
+repeated with any clients; sums of different models may have different clients.
 
 Not hidden: who takes part, when, and the sum itself. Not prevented: a client that
-contributes nonsense, or that deals wrong shares and then drops out, which makes the
-round fail.
+contributes nonsense, or that deals shares of something else than it published, which
+makes the round fail; the server then knows who it was and leaves it out. The rest of
+the train message (its config) is not compared between clients: a malicious server that
+asks some of them to train differently learns the sum of what they then did.
 """
 
 from __future__ import annotations
@@ -79,6 +92,10 @@ class Session:
         ``semi-honest`` or ``malicious``.
     min_cohort : int
         Smallest number of clients in a sum, at least 3: of two, each knows the other's.
+    max_cohort : int
+        Largest number of clients in a cohort.
+    colluders : int
+        Clients that are assumed to collude with the server (:func:`.graph.degree`).
     """
 
     job: str
@@ -86,6 +103,8 @@ class Session:
     model: bytes
     threat: str
     min_cohort: int
+    max_cohort: int = MAX_CLIENTS
+    colluders: int = 0
 
     def __post_init__(self) -> None:
         if self.min_cohort < 3:
@@ -94,9 +113,22 @@ class Session:
     @cached_property
     def tag(self) -> bytes:
         """32 bytes that only equal sessions share."""
-        numbers = f"{self.round} {self.min_cohort} {self.threat}"
+        sizes = f"{self.min_cohort} {self.max_cohort} {self.colluders}"
+        numbers = f"{self.round} {sizes} {self.threat}"
         body = join([self.job.encode(), numbers.encode(), self.model])
         return hashlib.sha256(b"truststram secagg 1" + body).digest()
+
+    def check_size(self, clients: int) -> None:
+        """Refuse a cohort of so many clients, if it is too small or too large.
+
+        Raises
+        ------
+        ProtocolError
+            ``cohort-size``.
+        """
+        if not self.min_cohort <= clients <= self.max_cohort:
+            sizes = f"from {self.min_cohort} to {self.max_cohort} are allowed"
+            raise ProtocolError("cohort-size", f"{clients} clients, {sizes}")
 
 
 def advert(session: Session, identity: Identity, mask: bytes, share: bytes) -> bytes:
@@ -128,10 +160,7 @@ class Cohort:
 
     def __init__(self, body: bytes, session: Session, roster: Roster) -> None:
         parts = split(body, MAX_CLIENTS)
-        if len(parts) < session.min_cohort:
-            raise ProtocolError(
-                "cohort-size", f"{len(parts)} clients, at least {session.min_cohort}"
-            )
+        session.check_size(len(parts))
         self.body, self.session = body, session
         # What all that belongs to this very cohort is bound to.
         self.tag = hashlib.sha256(join([session.tag, body])).digest()
@@ -158,7 +187,7 @@ class Cohort:
     @cached_property
     def neighbours(self) -> dict[str, list[str]]:
         """The neighbours of every client."""
-        count = degree(len(self), self.session.threat)
+        count = degree(len(self), self.session.threat, self.session.colluders)
         return neighbours(self.names, self.tag, count)
 
     def holders(self, name: str) -> list[str]:
@@ -173,11 +202,6 @@ class Cohort:
     def needed_of_all(self) -> int:
         """How many clients of the cohort must be left in the end."""
         return max(self.session.min_cohort, threshold(len(self), self.session.threat))
-
-    @property
-    def members(self) -> bytes:
-        """32 bytes that cohorts of the same clients share, whatever their keys."""
-        return hashlib.sha256(join(n.encode() for n in self.names)).digest()
 
     def flags(self, chosen: Iterable[str]) -> bytes:
         """Return one byte for each client: 1 if it is among ``chosen``."""

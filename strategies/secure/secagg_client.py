@@ -110,6 +110,11 @@ class Client:
             self._cohort = Cohort(self._kept.cohort, self.session, self._roster)
         return self._cohort
 
+    @property
+    def left(self) -> list[str]:
+        """Who is in the sum, as this client has consented to or is about to open."""
+        return self.cohort.left(self._kept.left)
+
     def keys(self) -> bytes:
         """Make fresh keys; return the advert of their public halves."""
         self._enter("keys")

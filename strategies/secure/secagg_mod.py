@@ -6,9 +6,10 @@ The app is called in one stage only and sees an ordinary train message, so any C
 with a train function takes part.
 
 Before it trains, a node checks that enough others are there, that all of them
-advertised keys for the same model, that the model it got is that one, and that it
-joined no other cohort for it (:mod:`.journal`): from two sums that differ by one node,
-the server could subtract.
+advertised keys for the same model, and that the model it got is that one. Before it
+consents to a sum or opens it, it notes who is in it (:mod:`.journal`) and refuses
+another set for the same model: from two sums that differ by one node, the server could
+subtract. A round whose sum was never opened may be repeated with other nodes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from truststram.records import Float32, records_of
 from truststram.rng import derive
 
 from .contribution import numbers_of, update_of
+from .graph import MALICIOUS, quorums_meet
 from .journal import Journal
 from .keys import Keyring, keyring_of
 from .quantise import Coder
@@ -36,6 +38,8 @@ from .wire import SECURE, hash_of_model, seal, with_frame
 from .withheld import WithheldError, withheld
 
 __all__ = ["secagg_mod"]
+
+CURE = "the same nodes may repeat it; another job begins with another run.seed"
 
 
 def secagg_mod(job: Job, encoder: Callable[[int], Coder] | None = None) -> Mod:
@@ -51,9 +55,10 @@ def secagg_mod(job: Job, encoder: Callable[[int], Coder] | None = None) -> Mod:
     Guarantees
     ----------
     Those of :mod:`.secagg` for the integers of this node, which hold the update and
-    everything else that the functions inside report. A node answers each stage of a
-    round once, whatever the server repeats. What it contributes, nobody checks: a
-    malicious node may send any values up to ``secure.clip`` each.
+    everything else that the functions inside report. A node answers each stage once for
+    the keys that it made; a server that begins a round again gets new keys, other masks
+    and no sum of another set of nodes. What a node contributes, nobody checks: a
+    malicious one may send any values up to ``secure.clip`` each.
 
     Raises
     ------
@@ -88,6 +93,7 @@ class _Node:
         self.state = RoundState(context, self.keyring.folder)
         session = settings.session(self.run, self.request)
         self.client = Client(session, self.keyring.identity, self.keyring.roster)
+        self.journal = Journal(context, SCHEME, self.keyring.folder)
 
     def answer(self, call_next: ClientAppCallable) -> Message:
         """Return the reply: a frame. The state is never there twice."""
@@ -105,10 +111,19 @@ class _Node:
                     "unmask": client.unmask,
                 }
                 answer = stage[self.request.stage](body)
+                if self.request.stage != "shares":
+                    self._commit()
                 reply = self._frame(client.cohort.tag.hex(), answer)
         if not client.done:
             self.state.put(client.state())
         return Message(with_frame(reply), reply_to=self.message)
+
+    def _commit(self) -> None:
+        """Note who is in the sum, before this node's word or shares leave it."""
+        try:
+            self.journal.open(self.request.model, self.client.left)
+        except ProtocolError as error:
+            raise ProtocolError(error.code, f"{error.detail}; {CURE}") from None
 
     def _frame(self, cohort: str, body: bytes | memoryview, **about: object) -> bytes:
         header = self.settings.header(self.run, self.request, cohort, **about)
@@ -121,8 +136,8 @@ class _Node:
         arrays = records_of(self.message.content, ArrayRecord)
         if len(arrays) != 1 or hash_of_model(arrays[0]) != self.request.model:
             raise ProtocolError("model", "not the model that keys were advertised for")
-        journal = Journal(self.context, SCHEME, self.keyring.folder)
-        journal.join(self.request.model, cohort.members.hex())
+        if self.settings.job.secure.threat == MALICIOUS:
+            self.journal.mask(self.request.model, cohort.names, quorums_meet)
         content = RecordDict(
             {k: v for k, v in self.message.content.items() if k != SECURE}
         )

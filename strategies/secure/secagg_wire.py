@@ -89,7 +89,8 @@ class Settings:
         """Return the sum that a request is about."""
         keys = self.job.secure
         model = bytes.fromhex(request.model)
-        return Session(run, request.round, model, keys.threat, self.least)
+        sizes = (self.least, keys.max_cohort, keys.colluders)
+        return Session(run, request.round, model, keys.threat, *sizes)
 
     def header(self, run: str, request: Request, cohort: str, **about: Any) -> Header:
         """Return the header of a frame of this job."""

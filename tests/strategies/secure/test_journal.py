@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import stat
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
 
 import pytest
 
+from strategies.secure.graph import quorums_meet
 from strategies.secure.journal import RECENT, Journal
 from truststram._flower import make_context
 from truststram.errors import CheckpointError, ProtocolError
@@ -40,6 +44,23 @@ def test_sums_of_a_model_are_of_equal_or_of_disjoint_sets(reopen):
     reopen().open("m2", ["a", "b"])
 
 
+def test_a_node_masks_for_cohorts_whose_quorums_must_meet(reopen):
+    seven = [f"n{i}" for i in range(7)]
+    reopen().mask("m", seven, quorums_meet)
+    reopen().mask("m", seven[:6], quorums_meet)
+    with pytest.raises(ProtocolError, match=r"^cohort: "):
+        reopen().mask("m", [*seven[:6], "other"], quorums_meet)
+    with pytest.raises(ProtocolError, match=r"^cohort: "):
+        reopen().mask("m", seven[:5], quorums_meet)
+    reopen().mask("m", seven, quorums_meet)
+    reopen().mask("m2", seven[:5], quorums_meet)
+
+
+def test_what_is_masked_is_not_yet_opened(reopen):
+    reopen().mask("m", ["a", "b", "c", "d"], quorums_meet)
+    reopen().open("m", ["a", "b", "c"])
+
+
 def test_of_earlier_models_only_the_same_sets_are_opened(reopen):
     for i in range(RECENT + 2):
         reopen().open(f"m{i}", ["a", "b", "c"])
@@ -54,5 +75,34 @@ def test_a_damaged_memory_is_not_taken_for_an_empty_one(tmp_path):
     path = tmp_path / "journal.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_text(path.read_text()[:-3])
-    with pytest.raises(CheckpointError, match="Make a new key"):
+    with pytest.raises(CheckpointError, match=r"another run\.seed"):
         Journal(context, "k", tmp_path)
+
+
+def test_a_second_process_sees_what_the_first_has_opened(reopen):
+    first, second = reopen(), reopen()  # both have read an empty memory
+    first.open("m", ["a", "b", "c"])
+    with pytest.raises(ProtocolError, match="reopened"):
+        second.open("m", ["a", "b"])
+    second.open("m2", ["a", "b"])
+    with pytest.raises(ProtocolError, match="reopened"):
+        first.open("m2", ["a", "b", "c"])
+
+
+def test_processes_take_turns_from_reading_to_writing(tmp_path):
+    journal = Journal(make_context(1, {}, {}), "k", tmp_path)
+    journal.open("m", ["a", "b", "c"])
+    with ThreadPoolExecutor(1) as pool, (tmp_path / "journal.lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        opening = pool.submit(journal.open, "m2", ["a", "b", "c"])
+        with pytest.raises(NotYet):
+            opening.result(timeout=0.1)
+        fcntl.flock(other, fcntl.LOCK_UN)
+        opening.result(timeout=10)
+
+
+def test_a_refused_set_is_not_remembered(reopen):
+    reopen().open("m", ["a", "b", "c"])
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match="reopened"):
+            reopen().open("m", ["a", "b", "d"])
