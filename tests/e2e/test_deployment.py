@@ -30,6 +30,11 @@ def free_port() -> int:
 class Federation:
     """Starts Flower's processes in a folder and ends each of them by its pid."""
 
+    # How the SuperLink, the SuperNodes and `flwr run` connect.
+    link_security: tuple[object, ...] = ("--insecure",)
+    node_security: tuple[object, ...] = ("--insecure",)
+    user_security = "insecure = true"
+
     def __init__(self, folder: Path, repo: Path):
         self.folder, self.repo, self.port = folder, repo, free_port()
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -58,13 +63,16 @@ class Federation:
         return process
 
     def superlink(self):
-        command = ("flower-superlink", "--insecure", "--host", "127.0.0.1")
+        command = ("flower-superlink", *self.link_security, "--host", "127.0.0.1")
         self.start("link", *command, "--port", self.port, "--isolation", "subprocess")
-        address = f"http://127.0.0.1:{self.port}/health"
-        wait(lambda: urllib.request.urlopen(address, timeout=1).status == 200, 60)
+        wait(self.is_healthy, 60)
 
-    def supernode(self, number: int, config: str):
-        command = ("flower-supernode", "--insecure", "--superlink")
+    def is_healthy(self) -> bool:
+        address = f"http://127.0.0.1:{self.port}/health"
+        return urllib.request.urlopen(address, timeout=1).status == 200
+
+    def supernode(self, number: int, config: str, *more: object):
+        command = ("flower-supernode", *self.node_security, *more, "--superlink")
         return self.start(
             f"node{number}",
             *(*command, f"127.0.0.1:{self.port}"),
@@ -73,15 +81,19 @@ class Federation:
         )
 
     def submit(self, config: str) -> subprocess.CompletedProcess[str]:
+        return self.flwr(
+            *("run", self.repo, "here", "--stream", "--run-config", config)
+        )
+
+    def flwr(self, *command: object) -> subprocess.CompletedProcess[str]:
         home = self.folder / "user"
         home.mkdir(exist_ok=True)
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "here"\n\n[superlink.here]\n'
-            f'address = "127.0.0.1:{self.port}"\ninsecure = true\n'
+            f'address = "127.0.0.1:{self.port}"\n{self.user_security}\n'
         )
-        command = ("run", str(self.repo), "here", "--stream", "--run-config", config)
         return subprocess.run(
-            [str(BIN / "flwr"), *command],
+            [str(BIN / "flwr"), *map(str, command)],
             cwd=home,
             env={**self.env, "FLWR_HOME": str(home)},
             capture_output=True,
