@@ -50,13 +50,6 @@ DISTRIBUTED: tuple[Refusal, ...] = (
         "privacy.trust = distributed, or privacy.mechanism = gaussian",
     ),
     Refusal(
-        lambda job: job.secure.on and job.secure.min_cohort < 3 + job.secure.colluders,
-        "secure.min-cohort with so many secure.colluders",
-        "they subtract their own updates and noise from a sum, and fewer than three "
-        "honest nodes would be left in it",
-        "secure.min-cohort of at least 3 + secure.colluders",
-    ),
-    Refusal(
         lambda job: _is_shared(job) and job.secure.group_size > 0,
         "privacy.trust = distributed with secure.group-size",
         "the sum of each group needs all the noise, which blinds the robust rule that "

@@ -5,14 +5,19 @@ Not refused, because it is sound:
 - Any server optimizer: it sees the mean, as it always does.
 - Noise by the nodes: it is in the update before that is encrypted.
 - A linear codec of compression: nodes add the same coordinates.
-- Nodes that drop out, ``round.quorum`` below 1: the sum is of those that answered.
+- Nodes that drop out, ``round.quorum`` below 1: the sum is of those that answered, as
+  long as they are enough.
 """
 
 from __future__ import annotations
 
+from math import ceil
+
 from truststram.job import Job
+from truststram.sections import RoundKeys
 
 from ..refusal import Refusal
+from .groups import LEAST, group_count
 
 __all__ = ["SECURE"]
 
@@ -28,6 +33,43 @@ def _of_all(job: Job) -> bool:
 
 def _has_decryptor(job: Job) -> bool:
     return job.secure.key_holder == "decryptor"
+
+
+def _smallest(job: Job) -> int | None:
+    """Return the nodes of a round when no more than ``round.min-nodes`` are connected.
+
+    None for the default, which says nothing about the federation.
+    """
+    keys = job.round
+    if keys.min_nodes == RoundKeys().min_nodes:
+        return None
+    return int(keys.min_nodes * keys.fraction) - _has_decryptor(job)  # it never trains
+
+
+def _asks_too_few(job: Job) -> bool:
+    found = _smallest(job)
+    return job.secure.on and found is not None and found < job.secure.min_cohort
+
+
+def _asks_too_many(job: Job) -> bool:
+    keys, found = job.secure, _smallest(job)
+    if not keys.on:
+        return False
+    if keys.group_size:
+        groups = group_count(found or keys.group_size, keys.group_size) or 1
+        found = max(keys.group_size, ceil((found or 0) / groups))
+    return found is not None and found > keys.max_cohort
+
+
+def _stops_too_early(job: Job) -> bool:
+    """Return whether a round may end with fewer replies than its sum needs."""
+    keys, quorum, found = job.secure, job.round.quorum, _smallest(job)
+    if keys.scheme == "secagg":
+        # graph.threshold: half of any cohort, or more than two thirds.
+        early = quorum <= 2 / 3 if keys.threat == "malicious" else quorum < 1 / 2
+        if early:
+            return True
+    return keys.on and found is not None and ceil(quorum * found) < keys.min_cohort
 
 
 SECURE: tuple[Refusal, ...] = (
@@ -97,5 +139,42 @@ SECURE: tuple[Refusal, ...] = (
         "secure.min-cohort above secure.max-cohort",
         "no number of nodes would be allowed",
         "raise secure.max-cohort",
+    ),
+    Refusal(
+        lambda job: (
+            job.secure.on and job.secure.min_cohort < LEAST + job.secure.colluders
+        ),
+        "secure.min-cohort with so many secure.colluders",
+        "they subtract their own updates and noise from a sum, and fewer than three "
+        "honest nodes would be left in it",
+        "secure.min-cohort of at least 3 + secure.colluders",
+    ),
+    Refusal(
+        _asks_too_few,
+        "round.min-nodes times round.fraction below secure.min-cohort",
+        "a round of so few nodes (a decryptor is none of them) has no sum",
+        "raise round.min-nodes or round.fraction, or lower secure.min-cohort",
+    ),
+    Refusal(
+        _asks_too_many,
+        "secure.max-cohort below the nodes of a sum",
+        "round.min-nodes times round.fraction, or the largest group, is more than a "
+        "sum can have",
+        "raise secure.max-cohort, or lower round.fraction or secure.group-size",
+    ),
+    Refusal(
+        _stops_too_early,
+        "round.quorum with so few replies under a secure sum",
+        "those that answered could not open their sum: at least secure.min-cohort, and "
+        "with secagg half of the nodes, or more than two thirds against a "
+        "malicious server",
+        "raise round.quorum (a lower round.deadline bounds the wait)",
+    ),
+    Refusal(
+        lambda job: job.secure.on and job.run.checkpoint_every > 1,
+        "run.checkpoint-every above 1 with secure.scheme",
+        "a resumed run would repeat rounds whose sums were opened, and the difference "
+        "of two sums of one model may be a single update",
+        "run.checkpoint-every = 1",
     ),
 )

@@ -23,11 +23,6 @@ REFUSED: dict[str, dict[str, object]] = {
         "privacy.mechanism": "gaussian",
     },
     "privacy.mechanism = skellam without": {"privacy.mechanism": "skellam"},
-    "secure.min-cohort with so many": {
-        "secure.scheme": "secagg",
-        "secure.min-cohort": 5,
-        "secure.colluders": 3,
-    },
     "privacy.trust = distributed with secure.group-size": {
         **SHARES,
         "secure.group-size": 3,

@@ -31,4 +31,21 @@ REFUSED: dict[str, dict[str, object]] = {
         "compression.codec": "randk",
     },
     "secure.min-cohort above": {**BFV, "secure.min-cohort": 200},
+    "secure.min-cohort with so many": {
+        "secure.scheme": "secagg",
+        "secure.min-cohort": 5,
+        "secure.colluders": 3,
+    },
+    "round.min-nodes times round.fraction": {
+        **BFV,
+        "round.min-nodes": 10,
+        "round.fraction": 0.1,
+    },
+    "secure.max-cohort below": {
+        **BFV,
+        "round.min-nodes": 50,
+        "secure.max-cohort": 10,
+    },
+    "round.quorum with so few": {"secure.scheme": "secagg", "round.quorum": 0.3},
+    "run.checkpoint-every above 1 with secure": {**BFV, "run.checkpoint-every": 2},
 }
