@@ -33,6 +33,9 @@ __all__ = [
     "train_data",
 ]
 
+# What a node's operator who names no delta most likely means.
+MAX_DELTA = 1e-5
+
 
 def job_of(context: Context) -> Job:
     """Return the validated job; a config this version cannot honour is an error."""
@@ -53,6 +56,9 @@ def permit(job: Job, context: Context) -> None:
     ``max-epsilon``
         The weakest differential privacy that the node answers; a job without any is
         refused too.
+    ``max-delta``
+        The largest delta, with which an epsilon is worth nothing if it is large; 1e-5
+        if there is a ``max-epsilon``.
     ``local-noise``
         Only jobs in which this node adds the noise itself, so that the server need not
         be trusted.
@@ -92,6 +98,13 @@ def _permit_privacy(job: Job, context: Context) -> None:
     if most is not None and not (keys.on and keys.epsilon <= float(most)):
         found = f"epsilon {keys.epsilon:g}" if keys.on else "no differential privacy"
         raise ConfigError(f"The job has {found}; this node allows epsilon {most}.")
+    likely = config.get("max-delta", None if most is None else MAX_DELTA)
+    if likely is not None and not (keys.on and keys.delta <= float(likely)):
+        found = f"delta {keys.delta:g}" if keys.on else "no differential privacy"
+        raise ConfigError(
+            f"The job has {found}; this node allows delta {float(likely):g} "
+            "(max-delta in the node config)."
+        )
     by_nodes = keys.on and not keys.central and not keys.distributed
     if config.get("local-noise") and not by_nodes:
         raise ConfigError(

@@ -43,10 +43,10 @@ class PrivacyKeys:
     epsilon: float = _key(8.0, "privacy budget of the run", low=0, open_low=True)
     delta: float = _key(
         1e-5,
-        "failure probability of the guarantee",
+        "failure probability of the guarantee: at that rate it may give away anything, "
+        "so well below one over the number of units",
         low=1e-10,
-        high=1,
-        open_high=True,
+        high=0.01,
     )
     clip: float = _key(
         1.0,

@@ -116,6 +116,7 @@ def test_the_operator_decides_which_tasks_are_allowed():
         ("task.name", "os:system", "is unknown here"),
         ("task.name", "tests.support.task:TinyTask", "is unknown here"),
         ("train.lr", -1.0, "expected > 0"),
+        ("privacy.delta", 0.02, "<= 0.01"),
         ("surprise.key", 1, "Unknown key"),
         ("compression.codec", "zip", "expected one of none, q8"),
     ],
@@ -151,6 +152,9 @@ LOCAL = {"privacy.mechanism": "gaussian", "privacy.trust": "local"}
     [
         ({"max-epsilon": 4.0}, {}, "no differential privacy"),
         ({"max-epsilon": 4.0}, LOCAL, "epsilon 8"),
+        ({"max-epsilon": 8.0}, {**LOCAL, "privacy.delta": 0.01}, "allows delta 1e-05"),
+        ({"max-delta": 1e-6}, LOCAL, "allows delta 1e-06"),
+        ({"max-delta": 1e-6}, {}, "no differential privacy"),
         ({"local-noise": True}, {"privacy.mechanism": "gaussian"}, "itself"),
         ({"local-noise": True}, {}, "itself"),
         (DEPLOYED, {**LOCAL, "privacy.insecure": True}, "subtract the noise"),
@@ -165,4 +169,6 @@ def test_a_node_refuses_less_privacy_than_its_operator_wants(node, job, words):
 def test_a_node_answers_what_its_operator_allows():
     node = {**SIMULATED, "max-epsilon": 8.0, "local-noise": True}
     reply = app(message("train"), context(node, **LOCAL))
+    node["max-delta"] = 1e-3
+    app(message("train"), context(node, **LOCAL, **{"privacy.delta": 1e-3}))
     assert dict(reply.content["metrics"]) == {"num-examples": 1}
