@@ -74,7 +74,7 @@ class Chain:
         return range(self.versions.index(held), len(self.steps))
 
     def acknowledged(self, node: str, version: bytes, stepwise: bool = False) -> None:
-        """Note that a node has a model, by its own word; ``stepwise``: made of steps."""
+        """Note that a node says that it has a model, made of steps or sent whole."""
         self._held[node] = version
         if stepwise:
             del self._misses[node]

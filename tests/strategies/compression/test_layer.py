@@ -595,7 +595,7 @@ def test_a_ratio_may_be_an_integer():
     assert codes(events) == []
     mean = np.mean([target(p) for p in range(2)], axis=0)
     moved = weights(arrays) - weights(base)
-    np.testing.assert_allclose(moved, mean, rtol=1e-3, atol=1e-5)
+    assert np.linalg.norm(moved - mean) < 0.01 * np.linalg.norm(mean)
 
 
 def test_wrong_options_are_refused():
