@@ -304,7 +304,8 @@ def _privacy(result: RunResult) -> Iterator[Text]:
     if not plan:
         return
     yield Text(
-        f"Privacy: epsilon {plan.get('spent', 0.0):.4g} of {plan['epsilon']:g} spent, "
+        f"Privacy: epsilon {plan.get('guaranteed', 0.0):.4g} guaranteed "
+        f"({plan.get('spent', 0.0):.4g} of {plan['epsilon']:g} spent), "
         f"delta {plan['delta']:g}; unit {plan['unit']}, {plan['relation']}, "
         f"{plan['trust']} {plan['mechanism']} noise; {plan['sampling']}"
     )

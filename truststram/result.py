@@ -116,8 +116,11 @@ class RunResult:
         What was done about nodes that misbehave (:meth:`.defence.Defence.result`);
         empty if nothing was.
     privacy : dict
-        The plan that was announced and ``spent``, the epsilon so far; empty without
-        differential privacy by the server.
+        The plan that was announced; ``spent``, the epsilon that the ledger counts so
+        far; and ``guaranteed``, the one that may be claimed: the whole budget if the
+        noise followed the outputs, or if the run ended before the last planned round,
+        which may have been because of them. Empty without differential privacy by the
+        server.
     final : dict
         Metrics of the final model where that is not the last round's (an average).
     """
@@ -180,11 +183,14 @@ class RunResult:
                 case "privacy-plan":
                     privacy = {k: v for k, v in event.items() if k not in CHAIN}
                 case "privacy-spent":
-                    privacy["spent"] = event["epsilon"]
+                    privacy["guaranteed"] = event["epsilon"]
+                    privacy["spent"] = event.get("spent", event["epsilon"])
                 case "final-model":
                     final = event["metrics"]
                 case "run-finished":
                     end = event
+        if "spent" in privacy and max(rounds, default=0) < privacy["rounds"]:
+            privacy["guaranteed"] = privacy["epsilon"]
         return cls(
             id=folder.name,
             dir=folder,

@@ -188,6 +188,15 @@ class Ledger:
         """
         return self.spent() if math.isinf(self.epsilon) else self.epsilon
 
+    def claim(self, *, as_planned: bool = True) -> float:
+        """Return the epsilon that may be claimed.
+
+        What was spent if the sequence of releases was fixed before the run and ended
+        where that was planned; otherwise :attr:`guaranteed`.
+        """
+        fixed = as_planned and not self.adaptive
+        return self.spent() if fixed else self.guaranteed
+
     def state(self) -> dict[str, Any]:
         """Return everything, as JSON values."""
         return {

@@ -50,8 +50,8 @@ class DistributedDP(StrategyLayer):
 
     Events
     ------
-    ``privacy-plan`` (once: noise, shares), ``privacy-spent`` (round, epsilon, delta,
-    clip, noise), ``privacy-exhausted`` (round, epsilon).
+    ``privacy-plan`` (once: noise, shares), ``privacy-spent`` (round, epsilon, spent,
+    delta, clip, noise), ``privacy-exhausted`` (round, epsilon).
 
     Raises
     ------
@@ -89,7 +89,8 @@ class DistributedDP(StrategyLayer):
             self.emit(
                 "privacy-spent",
                 round=server_round,
-                epsilon=round(ledger.spent(), 6),
+                epsilon=round(ledger.claim(), 6),
+                spent=round(ledger.spent(), 6),
                 delta=ledger.delta,
                 clip=plan.on.clip,
                 noise=float(f"{plan.std(self._asked):.6g}"),

@@ -76,7 +76,9 @@ class CentralDP(StrategyLayer):
     Events
     ------
     ``privacy-plan`` (once: mechanism, noise, guarantee in words), ``privacy-spent``
-    (round, epsilon, delta, clip, noise; again after an evaluation by the nodes),
+    (round; epsilon, which a run that was planned to end here may claim: the budget
+    under ``on-plateau``; spent, what the ledger counts; delta, clip, noise; again after
+    an evaluation by the nodes),
     ``privacy-exhausted`` (round, epsilon).
 
     Raises
@@ -233,7 +235,8 @@ class CentralDP(StrategyLayer):
         self.emit(
             "privacy-spent",
             round=server_round,
-            epsilon=round(ledger.spent(), 6),
+            epsilon=round(ledger.claim(), 6),
+            spent=round(ledger.spent(), 6),
             delta=ledger.delta,
             clip=float(f"{clip_used:.6g}"),
             noise=float(f"{noise:.6g}"),

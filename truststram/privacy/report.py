@@ -74,7 +74,7 @@ def _by_server(run: Finished) -> dict[str, Any]:
     # A round that ran again after a death counts as it was recorded.
     spent = {e["round"]: e for e in run.of_kind("privacy-spent")}
     rounds = [
-        {"round": r, "epsilon": e["epsilon"], "clip": e["clip"]}
+        {"round": r, "spent": e.get("spent", e["epsilon"]), "clip": e["clip"]}
         for r, e in sorted(spent.items())
         if r <= run.round
     ]
@@ -84,14 +84,15 @@ def _by_server(run: Finished) -> dict[str, Any]:
     if not all(plan["secure-noise"] for plan in plans) or run.job.privacy.insecure:
         problems.append(INSECURE)
     ledger = _restored(run)
-    told = rounds[-1]["epsilon"] if rounds else 0.0
+    told = rounds[-1]["spent"] if rounds else 0.0
     if not math.isclose(told, ledger.spent(), rel_tol=CLOSE, abs_tol=1e-6):
         problems.append(
             f"The events say epsilon {told:g}, the ledger {ledger.spent():.6g}."
         )
+    as_planned = not plans or run.round >= plans[-1]["rounds"]
     return {
-        "guarantee": ledger.describe(),
-        **_terms(run, ledger.spent()),
+        "guarantee": ledger.describe() + ("" if as_planned else EARLY),
+        **_terms(run, ledger.claim(as_planned=as_planned), ledger.spent()),
         "mechanism": plans[-1]["mechanism"] if plans else run.job.privacy.mechanism,
         "noise-to-signal": plans[-1]["noise-to-signal"] if plans else None,
         "secure-noise": INSECURE not in problems,
@@ -104,6 +105,10 @@ def _by_server(run: Finished) -> dict[str, Any]:
     }
 
 
+EARLY = (
+    " The run ended before its last planned round. That may have depended on what came "
+    "out, so what may be claimed is the budget."
+)
 INSECURE = (
     "NOT PRIVATE: privacy.insecure was set, so the noise repeats with run.seed and can "
     "be subtracted. The numbers below are those of the same run with secure noise."
@@ -121,17 +126,20 @@ def _by_nodes(run: Finished) -> dict[str, Any]:
             f"<= {keys.epsilon:g} at delta = {keys.delta:g}. Trust model: local (each "
             "node adds its own noise before anything leaves it)."
         )
-        spent, mechanism = keys.epsilon, "gaussian"
+        claim, spent, mechanism = keys.epsilon, None, "gaussian"
     else:
         plan = techniques.Plan.of(run.job, 1, run.result.parameters)
         ledger = plan.ledger(run.job)
         for release, count in plan.charges(run.job, done).items():
             ledger.charge(release, count)
+        as_planned = done >= plan.rounds
         said = f"A node that answered in all {done} rounds: {ledger.describe()}"
-        spent, mechanism = ledger.spent(), plan.release.mechanism
+        said += "" if as_planned else EARLY
+        claim, spent = ledger.claim(as_planned=as_planned), ledger.spent()
+        mechanism = plan.release.mechanism
     return {
         "guarantee": said,
-        **_terms(run, spent),
+        **_terms(run, claim, spent),
         "mechanism": mechanism,
         "secure-noise": not keys.insecure,
         "rounds": [],
@@ -140,13 +148,19 @@ def _by_nodes(run: Finished) -> dict[str, Any]:
     }
 
 
-def _terms(run: Finished, spent: float) -> dict[str, Any]:
+def _terms(run: Finished, claim: float, spent: float | None) -> dict[str, Any]:
+    """Return what is guaranteed; ``epsilon`` is what may be claimed.
+
+    ``spent`` is what the ledger counts, which is less if releases depended on earlier
+    ones; None where each node keeps an account of its own steps.
+    """
     keys = run.job.privacy
     return {
         "unit": keys.unit,
         "relation": keys.neighbours,
         "trust": _trust(run),
-        "epsilon": spent,
+        "epsilon": claim,
+        "spent": spent,
         "budget": keys.epsilon,
         "delta": keys.delta,
     }
@@ -192,18 +206,20 @@ def _lines(content: Mapping[str, Any]) -> Iterator[str]:
     if content["private"]:
         yield f"- Mechanism: {content['mechanism']}"
         yield (
-            f"- Spent: epsilon {content['epsilon']:.4g} of {content['budget']:g} at "
-            f"delta {content['delta']:g}"
+            f"- Guaranteed: epsilon {content['epsilon']:.4g} at delta "
+            f"{content['delta']:g}"
         )
+        if content["spent"] is not None:
+            yield f"- Spent: {content['spent']:.4g} of {content['budget']:g}"
         secure = "yes" if content["secure-noise"] else "NO"
         yield f"- Noise from a secure source: {secure}"
     yield f"- Status: {content['status']}; {content['events']} events, chain verified"
     yield f"- Last event: `{content['last-event']}`"
     if content.get("rounds"):
-        yield from ("", "## Spent by round", "", "| round | epsilon | clip |")
+        yield from ("", "## Spent by round", "", "| round | spent | clip |")
         yield "|---:|---:|---:|"
         for row in content["rounds"]:
-            yield f"| {row['round']} | {row['epsilon']:.4g} | {row['clip']:.4g} |"
+            yield f"| {row['round']} | {row['spent']:.4g} | {row['clip']:.4g} |"
     if content["not-covered"]:
         yield from ("", "## Not covered", "")
         yield from (f"- {line}" for line in content["not-covered"])

@@ -43,6 +43,8 @@ def test_it_refuses_what_would_overspend_and_counts_nothing_then(adaptive):
         ledger.charge(BODY)
     assert ledger.state() == before
     assert 2.5 < ledger.spent() <= ledger.guaranteed == 3.0
+    assert ledger.claim() == (3.0 if adaptive else ledger.spent())
+    assert ledger.claim(as_planned=False) == 3.0
     assert ledger.remaining(BODY) == 0
     assert sum(ledger.releases.values()) >= 5
 

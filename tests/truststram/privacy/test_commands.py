@@ -11,9 +11,18 @@ from typer.testing import CliRunner
 
 from strategies.mechanisms import sums
 from tests.support import runs
+from tests.support.task import TinyTask
 from truststram.cli import app
+from truststram.result import RunResult
 
 PRIVATE = {"privacy.mechanism": "gaussian", "train.rounds": 3}
+
+
+class NoBetter(TinyTask):
+    """A model that stays as good as it was."""
+
+    def evaluate(self, model, data, job):
+        return {"accuracy": 0.5, "loss": 1.0}
 
 
 def truststram(*arguments: str):
@@ -104,11 +113,11 @@ def test_report_of_noise_by_the_server(folder):
     )
     assert content["problems"] == []
     assert content["secure-noise"]
-    spent = [row["epsilon"] for row in content["rounds"]]
+    spent = [row["spent"] for row in content["rounds"]]
     assert spent == sorted(spent)
     assert [row["round"] for row in content["rounds"]] == [1, 2, 3]
-    assert spent[-1] == pytest.approx(content["epsilon"], rel=1e-3)
-    assert content["epsilon"] <= content["budget"] == 8
+    assert spent[-1] == pytest.approx(content["spent"], rel=1e-3)
+    assert content["epsilon"] == content["spent"] <= content["budget"] == 8
     assert any("server itself" in line for line in content["not-covered"])
     shown = truststram("report", folder / "central")
     assert shown.exit_code == 0
@@ -121,7 +130,29 @@ def test_report_of_noise_that_followed_the_outputs(folder):
     )
     assert "what may be claimed is the budget" in content["guarantee"]
     assert content["problems"] == []
-    assert 0 < content["epsilon"] <= content["budget"] == 8
+    assert 0 < content["spent"] < content["epsilon"] == content["budget"] == 8
+    told = RunResult.read(folder / "plateau").privacy
+    assert told["guaranteed"] == 8
+    assert told["spent"] == pytest.approx(content["spent"], rel=1e-3)
+    text = truststram("report", "plateau", "--dir", folder, "--markdown").output
+    assert "Guaranteed: epsilon 8 at delta" in text
+
+
+@pytest.mark.parametrize("trust", ["central", "local"])
+def test_report_of_a_run_that_its_outputs_ended(tmp_path, monkeypatch, trust):
+    """No round is better than the first: the third of five is the last."""
+    monkeypatch.setattr("server_app.main.curves", lambda result: result.dir)
+    changes = {"privacy.trust": trust, "train.rounds": 5, "run.patience": 2}
+    result = runs.run(tmp_path, "early", PRIVATE | changes, nodes=3, task=NoBetter)
+    assert len(result.rounds) == 3
+    content = json.loads(
+        truststram("report", "early", "--dir", tmp_path, "--json").output
+    )
+    assert 0 < content["spent"] < 7.5 < content["epsilon"] == content["budget"]
+    assert "ended before its last planned round" in content["guarantee"]
+    if trust == "central":
+        assert result.privacy["guaranteed"] == 8
+        assert result.privacy["spent"] < 7.5
 
 
 def test_report_counts_the_accuracies_that_nodes_told(folder):
@@ -130,6 +161,11 @@ def test_report_counts_the_accuracies_that_nodes_told(folder):
     )
     assert "1 x staircase (epsilon0 2; everyone takes part)" in content["guarantee"]
     assert 6 < content["epsilon"] <= 8
+
+
+def test_a_run_that_ended_as_planned_claims_what_it_spent(folder):
+    told = RunResult.read(folder / "central").privacy
+    assert told["guaranteed"] == told["spent"] <= 8
 
 
 @pytest.mark.parametrize("kind", ["local", "examples"])
