@@ -39,7 +39,7 @@ Events
 ``tff-plan``         plan (sha256), algorithm, aggregator, server, bytes, built-with,
                      weights (examples | equal), pinned (by whom)
 ``tff-result``       round, silos (number), result (numbers and lists by name)
-``compression-plan`` codec, ratio, downlink, parameters, raw, up, down, error
+``compression-plan`` codec, ratio, downlink, parameters, raw, up, down, values, error
 ``compressed``       round, phase, saved_up, saved_down, nodes (name: bytes)
 ``codec-chosen``     round, node, codec, ratio, bytes, error, speed (bytes a second)
 ``residual-lost``    round, node, damaged

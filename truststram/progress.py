@@ -185,6 +185,9 @@ def plan_line(event: Event) -> str:
         if (count := event.get(way)) is not None:
             less = f"frames of {size(count)}, {raw / count:.1f}x less"
             parts.append(f"{way} {event[codec]}: {less}")
+        elif way == "up" and (values := event.get("values")) is not None:
+            share = f"{values:,} of {event['parameters']:,} values"
+            parts.append(f"up {event[codec]}: {share} in the secure sum")
         elif event[codec] != "none":
             parts.append(f"{way} {event[codec]}")
     if (error := event.get("error")) is not None:

@@ -78,6 +78,8 @@ class Compression(StrategyLayer):
     saved_up, saved_down, nodes), ``codec-chosen`` (round, node, codec, ratio, bytes,
     error, speed), ``residual-lost`` (round, node, damaged), ``downlink-off`` (round,
     node: whole models from now on, because steps lead it elsewhere), ``reply-dropped``.
+    ``saved_up`` is 0 under a secure sum, whose bytes for a value are its own business:
+    ``compression-plan`` has the number of values there.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from typing import Any
 from truststram.records import Spec
 
 from .codecs import make_codec
+from .selection import count
 
 __all__ = ["planned", "raw_bytes"]
 
@@ -29,16 +30,18 @@ def planned(
     dict
         ``codec``, ``ratio``, ``downlink``, ``parameters``, ``raw`` (bytes of an update
         as float32), ``up`` and ``down`` (expected bytes of a frame; absent: not
-        compressed, chosen during the run, or the secure sum's business), ``error``
-        (expected part of an update's squared length that is lost in a round; absent:
-        depends on the update).
+        compressed, chosen during the run, or the secure sum's business), ``values``
+        (how many of the parameters are in a secure sum), ``error`` (expected part of an
+        update's squared length that is lost in a round; absent: depends on the update).
     """
     d = spec.size
     plan: dict[str, Any] = {"codec": codec, "ratio": ratio, "downlink": downlink}
     plan |= {"parameters": d, "raw": raw_bytes(spec)}
     if codec not in ("none", "adaptive"):
         made = make_codec(codec, ratio)
-        if not reduced:
+        if reduced:
+            plan["values"] = count(ratio, d)
+        else:
             plan["up"] = round(made.predicted_bytes(d))
         if (error := made.predicted_error(d)) is not None:
             plan["error"] = float(f"{error:.4g}")

@@ -17,6 +17,7 @@ from truststram import events
 from truststram.engine import run_local
 from truststram.errors import RunError
 from truststram.job import Job
+from truststram.progress import plan_line
 from truststram.result import RunResult
 from truststram.runner import run as run_job
 from truststram.tasks import register_task
@@ -132,6 +133,10 @@ def test_it_makes_secure_sums_smaller(tmp_path, codec):
     assert found.rounds[-1].bytes_up < 0.6 * whole.rounds[-1].bytes_up
     [plan] = log_of(found, "compression-plan")
     assert "up" not in plan  # the secure sum knows
+    assert plan["values"] == round(0.1 * D)
+    assert f"up {codec}: {plan['values']} of 1,604 values" in plan_line(plan)
+    # A difference of what was sent with what would have been, nobody measured.
+    assert {event["saved_up"] for event in log_of(found, "compressed")} == {0}
 
 
 def kill_in(number):
