@@ -20,6 +20,7 @@ from truststram.job import Job
 from ..accounting.ledger import Ledger
 from ..base import StrategyLayer, walk
 from ..server_sgd import ServerSGD
+from ..update import Model
 from .distributed import DistributedPlan, distributed_plan
 from .exhausted import exhausted
 from .plan import MOST_RATE, RATE
@@ -50,8 +51,8 @@ class DistributedDP(StrategyLayer):
 
     Events
     ------
-    ``privacy-plan`` (once: noise, shares), ``privacy-spent`` (round, epsilon, spent,
-    delta, clip, noise), ``privacy-exhausted`` (round, epsilon).
+    ``privacy-plan`` (when nodes are first asked: noise, shares), ``privacy-spent``
+    (round, epsilon, spent, delta, clip, noise), ``privacy-exhausted`` (round, epsilon).
 
     Raises
     ------
@@ -67,16 +68,20 @@ class DistributedDP(StrategyLayer):
         self.ledger: Ledger | None = None
         self._saved: Mapping[str, Any] | None = None
         self._asked = 0  # nodes of this round
+        self._cohort = 0  # nodes of the first round that had any
+        self._told = False
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Plan first, if it is the first round; ask nobody if the budget is spent."""
-        messages = list(super().configure_train(server_round, arrays, config, grid))
-        plan, ledger = self._begin(len(messages))
+        """Ask nobody, for no stage of the secure sum either, if the budget is spent."""
+        self._asked, self._model = 0, Model(ArrayRecord(dict(arrays)))
+        plan, ledger = self._begin()
         if exhausted(self.job, ledger, plan.release, server_round, self.emit):
-            messages = []
+            return []
+        messages = list(super().configure_train(server_round, arrays, config, grid))
         self._asked = len(messages)
+        self._tune(plan)
         return messages
 
     def aggregate_train(
@@ -84,7 +89,7 @@ class DistributedDP(StrategyLayer):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Charge the round, then let the secure sum be looked at."""
         if self._asked:
-            plan, ledger = self._begin(self._asked)
+            plan, ledger = self._begin()
             ledger.charge(plan.release)
             self.emit(
                 "privacy-spent",
@@ -97,20 +102,31 @@ class DistributedDP(StrategyLayer):
             )
         return super().aggregate_train(server_round, replies)
 
-    def _begin(self, nodes: int) -> tuple[DistributedPlan, Ledger]:
+    def _begin(self) -> tuple[DistributedPlan, Ledger]:
         """Return plan and ledger, made before the first release."""
         if self.plan is None or self.ledger is None:
             self.plan = distributed_plan(self.job, self.model.spec.size)
             self.ledger = self.plan.ledger(self.job)
             if self._saved is not None:
                 self.ledger.load_state(self._saved)
-            nodes = max(nodes, 1)
-            rate = min(MOST_RATE, RATE * nodes / self.plan.std(nodes))
-            optimizer = list(walk(self))[-1]
-            if self.job.server.lr == 0 and isinstance(optimizer, ServerSGD):
-                optimizer.lr = rate
-            self.emit("privacy-plan", **described(self.plan, self.job, nodes, rate))
         return self.plan, self.ledger
+
+    def _tune(self, plan: DistributedPlan) -> None:
+        """Fix the server's usual rate for the run, and tell the plan.
+
+        For the nodes of the first round that had any: a round without, as when too few
+        answer a stage, says nothing about the others. A resumed run keeps it.
+        """
+        self._cohort = self._cohort or self._asked
+        if self._told or not self._cohort:
+            return
+        rate = min(MOST_RATE, RATE * self._cohort / plan.std(self._cohort))
+        optimizer = list(walk(self))[-1]
+        if self.job.server.lr == 0 and isinstance(optimizer, ServerSGD):
+            optimizer.lr = rate
+        told = described(plan, self.job, self._cohort, rate)
+        self.emit("privacy-plan", **told)
+        self._told = True
 
     def describe(self) -> str:
         """Return one line for the strategy summary."""
@@ -121,12 +137,13 @@ class DistributedDP(StrategyLayer):
         )
 
     def state(self) -> dict[str, Any]:
-        """Return the ledger."""
-        return {"ledger": self._saved if self.ledger is None else self.ledger.state()}
+        """Return the ledger, and whom the server's rate was fixed for."""
+        ledger = self._saved if self.ledger is None else self.ledger.state()
+        return {"ledger": ledger, "cohort": self._cohort}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore it; a ledger that does not add up is refused."""
-        self._saved = state["ledger"]
+        self._saved, self._cohort = state["ledger"], int(state["cohort"])
 
 
 def described(

@@ -168,6 +168,59 @@ def test_the_usual_server_rate_follows_the_noise():
     assert 0 < optimizer.lr < 0.1
 
 
+class FailedOnce(PlainSum):
+    """Too few nodes answer a stage of the first round."""
+
+    asked = 0
+
+    def configure_train(self, server_round, *args):
+        self.asked += 1
+        messages = list(super().configure_train(server_round, *args))
+        return messages if server_round > 1 else []
+
+
+def test_a_failed_first_round_does_not_fix_the_rate_of_the_others():
+    failed, whole = Federation(layer=FailedOnce, server__lr=0.0), Federation()
+    assert failed.ask(1) == []
+    assert failed.layer.aggregate_train(1, []) == (None, None)
+    assert failed.events == []
+    failed.round(2)
+    whole.round(1)
+    [told], [expected] = failed.of("privacy-plan"), whole.of("privacy-plan")
+    assert told["cohort"] == expected["cohort"] == 5
+    *_, optimizer = walk(failed.layer)
+    assert optimizer.lr == pytest.approx(told["server-rate"], rel=1e-3)
+
+
+def test_a_resumed_run_keeps_the_rate_whoever_is_asked_first():
+    before = Federation(nodes=6, server__lr=0.0)
+    after = Federation(nodes=4, server__lr=0.0)
+    before.round(1)
+    after.layer.load_state(json.loads(json.dumps(before.layer.state())))
+    after.round(2)
+    rates = [list(walk(f.layer))[-1].lr for f in (before, after)]
+    assert rates[0] == rates[1] > 0
+    assert after.of("privacy-plan")[0]["cohort"] == 6
+
+
+@pytest.mark.parametrize("choice", ["stop", "evaluate-only"])
+def test_no_stage_of_the_sum_is_begun_when_the_budget_is_spent(choice):
+    federation = Federation(layer=FailedOnce, privacy__on_exhausted=choice)
+    after = Federation(layer=FailedOnce, privacy__on_exhausted=choice)
+    for number in (1, 2, 3):
+        federation.round(number)
+    after.layer.load_state(json.loads(json.dumps(federation.layer.state())))
+    for one in (federation, after):
+        before = one.layer.inner.asked
+        if choice == "stop":
+            with pytest.raises(RunError, match="budget is spent"):
+                one.ask(4)
+        else:
+            assert one.ask(4) == []
+            assert one.layer.aggregate_train(4, []) == (None, None)
+        assert one.layer.inner.asked == before
+
+
 def test_the_stack_puts_the_ledger_outside_and_the_noise_into_the_sum():
     job = Job.of(BASE)
     layers = list(walk(stack.build(job)))
