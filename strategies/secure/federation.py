@@ -6,6 +6,7 @@ simulation the server makes all keys of the run (:mod:`.automatic`).
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
@@ -25,6 +26,9 @@ from .wire import SECURE, frame_of, open_frame
 
 __all__ = ["Federation"]
 
+# How long nodes that must not be waited for have to say who they are, at first.
+HELLO_SECONDS = 30.0
+
 
 @dataclass
 class Federation:
@@ -40,7 +44,7 @@ class Federation:
     simulated : bool
         The keys were made here.
     decryptors : set of int
-        Nodes that decrypt and are never asked to train.
+        Connected nodes that decrypt and are never asked to train.
     """
 
     job: Job
@@ -51,6 +55,7 @@ class Federation:
     decryptors: set[int] = field(default_factory=set)
     _names: dict[int, str] = field(default_factory=dict)
     _nodes: dict[str, int] = field(default_factory=dict)
+    _asked: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, job: Job, grid: Grid, run: str) -> Federation:
@@ -90,23 +95,61 @@ class Federation:
             ``unknown-node``, if the node was seen with another key before, or the key
             with another node that is still connected.
         """
-        name = self._names.setdefault(node, member.name)
-        last = self._nodes.setdefault(member.name, node)
-        away = last != node and last not in self.grid.get_node_ids()
-        if name != member.name or (last != node and not away):
+        name = self._names.get(node, member.name)
+        last = self._nodes.get(member.name, node)
+        moved = last != node
+        if name != member.name or (moved and last in self.grid.get_node_ids()):
             raise ProtocolError("unknown-node", "the key belongs to another node")
-        self._nodes[member.name] = node
+        if moved:
+            del self._names[last]
+        self._names[node], self._nodes[member.name] = member.name, node
 
-    def find_decryptors(self, server_round: int) -> Phase | None:
-        """Ask the nodes that are not known yet who they are; None if all are."""
-        unknown = [n for n in self.grid.get_node_ids() if n not in self._names]
-        if not unknown:
-            return None
+    def find_decryptors(self, server_round: int) -> list[Phase]:
+        """Ask nodes who they are, as long as a decryptor of the roster is not found.
+
+        Without one, all nodes that are not known are asked again and again until
+        ``round.deadline``; with one, each node that was not asked yet once and briefly:
+        a node that never answers does not hold up every round.
+
+        Returns
+        -------
+        list of Phase
+            What was exchanged.
+
+        Raises
+        ------
+        ConfigError
+            If no decryptor is connected.
+        """
+        start, wait, phases = time.monotonic(), HELLO_SECONDS, list[Phase]()
+        wanted = sum(member.role == DECRYPTOR for member in self.roster)
+        answered = set[int]()
+        while True:
+            connected = set(self.grid.get_node_ids())
+            self.decryptors &= connected
+            unknown = sorted(connected - set(self._names) - answered)
+            if self.decryptors:
+                unknown = [node for node in unknown if node not in self._asked]
+            left = self.job.round.deadline - (time.monotonic() - start)
+            if len(self.decryptors) >= wanted or not unknown or left <= 0:
+                break
+            phases.append(self._hello(unknown, server_round, min(wait, left)))
+            answered |= {reply.metadata.src_node_id for reply in phases[-1].replies}
+            wait *= 2  # a node that is slow gets more time, not more questions
+        if not self.decryptors:
+            raise ConfigError(
+                "secure.key-holder = decryptor, and no node of the roster's role "
+                "decryptor is connected."
+            )
+        return phases
+
+    def _hello(self, nodes: list[int], server_round: int, deadline: float) -> Phase:
+        """Ask nodes who they are, and remember those that say it."""
+        self._asked |= set(nodes)
         request = Request(HELLO, server_round)
         content = RecordDict({SECURE: request.record()})
         group = str(server_round)
-        messages = [Message(content, n, "train", group_id=group) for n in unknown]
-        deadline = self.job.round.deadline
+        messages = [Message(content, n, "train", group_id=group) for n in nodes]
         exchange = Exchange(self.grid, deadline, 1.0, order=lambda n: (n, ""))
         expected: dict[str, str | int] = {
             "job": self.run,
@@ -125,9 +168,4 @@ class Federation:
                 continue
             if frame.member.role == DECRYPTOR:
                 self.decryptors.add(reply.metadata.src_node_id)
-        if not self.decryptors:
-            raise ConfigError(
-                "secure.key-holder = decryptor, and no node of the roster's role "
-                "decryptor is connected."
-            )
         return phase

@@ -10,14 +10,32 @@ is the last who can refuse, and checks by itself what can be checked:
   Secure Aggregation in Federated Learning via Model Inconsistency", CCS 2022) has heads
   that differ, and gets nothing;
 - a node that took part: that it was given this model, for this cohort;
-- the journal: no two sums from which one node could be subtracted (:mod:`.journal`);
 - after decryption, before anything is told: as many clients as heads are in the sum,
-  every value is in range, the checksum fits.
+  every value is in range, the checksum fits;
+- the journal: no two sums from which one node could be subtracted are told
+  (:mod:`.journal`). A sum that does not pass the checks is not told, and its set does
+  not count: one node with a wrong checksum cannot close a model to the others.
 
+What is told is the sum of the updates and of each counter; the checksum, which is not a
+sum, stays here (:meth:`.slots.Slots.told`).
+
+Guarantees
+----------
 A server that follows the protocol learns sums only. One that does not can add other
 ciphertexts than those of the heads and forge the counters, because ciphertexts can be
 added to: under ``secure.threat = malicious`` the decryptor therefore gets the frames
-and adds them itself.
+and adds them itself, and the roster must name no second decryptor, which would have a
+journal of its own.
+
+That a sum was refused tells the server one bit, and together with a malicious node,
+whose values could be chosen for it, a bit about the honest ones. ``TRIES`` bounds it:
+so many different sums of overlapping sets are decrypted for a model, told or not.
+
+Where nodes hold the key, a server that deviates is not held back at all: besides
+forging sums, it could ask two nodes for the sum of S and two others for that of S
+without one node, each pair for the first time. Their journals guard against a server
+that was restarted or is run twice under one key, which asks the same nodes again
+(:mod:`.opening`).
 """
 
 from __future__ import annotations
@@ -33,6 +51,9 @@ from .terms import SUM, UPDATE, Request, Terms, label_of
 from .wire import Frame, Header, check_header, digest, open_frame, open_head, seal
 
 __all__ = ["opened"]
+
+# Different sums of overlapping sets that are decrypted for one model.
+TRIES = 8
 
 
 def opened(
@@ -63,18 +84,35 @@ def opened(
         "key": key.fingerprint,
         "parameters": terms.hash,
     }
-    if role == CLIENT and journal.joined(request.model) != request.cohort_hash:
+    if role == CLIENT and journal.joined(request.part_taken) is None:
         raise ProtocolError("model", "this node took no part with that model")
     total, frames = _summed(request, terms, keyring, key, expected)
-    header = frames[0].header
-    journal.open(request.model, [frame.member.name for frame in frames])
+    header, names = frames[0].header, [frame.member.name for frame in frames]
+    # The bytes of the sum are known from the heads where they are added here.
+    given = b"" if terms.adds else total
+    _try(journal, request.model, names, digest(given, *sorted(f.head for f in frames)))
     slots = terms.slots(header.about)
     values = key.cipher.decrypt(total, slots.size, len(frames))
     slots.read(values, len(frames), label_of(header))
+    journal.open(request.model, names)
     about = {"part": request.part, "nodes": nodes_hash(frames)}
     answer = Header(**{**expected, "node": "", "stage": SUM, "about": about})  # type: ignore[arg-type]  # all fields by name
-    body = values.astype(sum_dtype(terms)).tobytes()
+    body = slots.told(values).astype(sum_dtype(terms)).tobytes()
     return seal(keyring.identity, answer, body)
+
+
+def _try(journal: Journal, model: str, names: list[str], content: str) -> None:
+    """Remember, before it is decrypted, that a sum is; refuse one too many.
+
+    Each try is an entry of its own in the journal, which takes sets that are equal or
+    have nothing in common: the same sum again, or those of other groups.
+    """
+    for i in range(TRIES):
+        try:
+            return journal.open(f"{model} try {i}", [*names, content])
+        except ProtocolError as error:
+            last = error
+    raise last
 
 
 def nodes_hash(frames: Sequence[Frame]) -> str:
@@ -95,8 +133,9 @@ def _summed(
     expected: dict[str, str | int],
 ) -> tuple[bytes, list[Frame]]:
     """Return the encrypted sum and the heads of what is in it, checked."""
-    keys, roster = terms.job.secure, keyring.roster
-    adds = keys.threat == "malicious"
+    adds, roster = terms.adds, keyring.roster
+    if adds and sum(member.role == DECRYPTOR for member in roster) > 1:
+        raise ProtocolError("role", "the roster has another decryptor")
     parts = request.frames if adds else request.heads
     least, most = terms.least, terms.parameters.most
     if not least <= len(parts) <= most:

@@ -6,6 +6,9 @@ decrypted by nodes that hold the key (:mod:`.holder`), the integers come back, a
 layers inside get one reply, the mean of the updates. All nodes count alike: numbers of
 examples are data.
 
+While the model stays as it is, because rounds fail, the server asks for sums over the
+same nodes only, or over others altogether (:mod:`.told`).
+
 With ``secure.group-size`` each group has a sum of its own, and the layers inside get
 one reply for each group.
 """
@@ -13,6 +16,7 @@ one reply for each group.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +25,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from truststram._flower import run_id
-from truststram.errors import ConfigError, ProtocolError, RunError
+from truststram.errors import ConfigError, ProtocolError
 from truststram.exchange import Phase
 from truststram.job import Job
-from truststram.records import blank, records_of
+from truststram.records import blank
 
 from ..base import StrategyLayer, synthetic_reply
 from ..server_sgd import ServerSGD
@@ -33,16 +37,25 @@ from ..update import UPDATE as UPDATE_RECORD
 from .clear import clear_mean
 from .federation import Federation
 from .groups import Groups, rename
+from .identity import DECRYPTOR
 from .intake import Intake, Verified
 from .keys import require_seal
-from .opening import Opening, Part
+from .opening import AGREE, Opening, Part
 from .selection import Selection
 from .slots import Summed
 from .terms import HELLO, OPEN, UPDATE, Request, label_of, terms_of
+from .told import Told
 from .trust import trust_line
-from .wire import SECURE, hash_of_model
+from .wire import SECURE, model_of
 
 __all__ = ["SecureSum"]
+
+# Bytes of one message to a decryptor that adds.
+LARGEST_MESSAGE = 2**30
+WAITS = (
+    "A sum with some of these nodes may have been told for this model; until the model "
+    "changes, it must be the same nodes, or others altogether"
+)
 
 
 class SecureSum(StrategyLayer):
@@ -58,15 +71,20 @@ class SecureSum(StrategyLayer):
     Guarantees
     ----------
     What the server learns of the updates is their sum over a set of at least
-    ``secure.min-cohort`` nodes, under the assumptions of :func:`.trust.trust_line`,
-    which is told before the first round. The sum is exact on the integers that the
-    nodes sent. A frame that was changed, cut off, replayed, swapped, or made for
-    another run, round, cohort, model or key, or under other parameters, is dropped with
-    its reason, and the round goes on without it; with fewer than ``secure.min-cohort``
-    left, or a sum that is not decrypted or does not fit its checksum, the round is
-    refused and the model kept. No signature covers a sum: against intent it is as good
-    as the nodes that decrypt it. A malicious node may contribute any values up to
-    ``secure.clip``; there is no bound on the norm of a single update.
+    ``secure.min-cohort`` nodes, and the sums of their numbers of examples, of clipped
+    values and of their training metrics, under the assumptions of
+    :func:`.trust.trust_line`, which is told before the first round. Of one model it
+    learns sums over equal sets or sets without a common node, also when rounds fail and
+    the run is resumed. The sum is exact on the integers that the nodes sent.
+
+    A frame that was changed, cut off, replayed, swapped, or made for another run,
+    round, cohort, model or key, or under other parameters, is dropped with its reason,
+    and the round goes on without it; with fewer than ``secure.min-cohort`` left, or a
+    sum that is not decrypted or is out of range, the round is refused and the model
+    kept. No signature covers a sum: against intent it is as good as the nodes that
+    decrypt it. A malicious node may contribute any values up to ``secure.clip``; there
+    is no bound on the norm of a single update. With a wrong checksum it makes the
+    rounds fail that it takes part in, and nobody can tell which node it was.
 
     Events
     ------
@@ -78,7 +96,8 @@ class SecureSum(StrategyLayer):
     Raises
     ------
     ConfigError
-        In ``configure_train``, if TenSEAL or the roster is missing.
+        In ``configure_train``, if TenSEAL or the roster is missing, or the decryptor is
+        to add more than a message can carry.
     RunError
         If nodes of one round would be sent different models.
     """
@@ -92,6 +111,7 @@ class SecureSum(StrategyLayer):
         self.job, self.terms = job, terms_of(job)
         self._federation: Federation | None = None
         self._groups: Groups | None = None
+        self._told = Told()
         self._request, self._round = Request(UPDATE, 0), 0
 
     @property
@@ -111,15 +131,19 @@ class SecureSum(StrategyLayer):
         federation, self._round = self.federation, server_round
         federation.grid = grid
         if self.terms.parameters.public:
-            self._tell_stage(HELLO, [federation.find_decryptors(server_round)])
+            self._tell_stage(HELLO, federation.find_decryptors(server_round))
         messages = [
             m for m in messages if m.metadata.dst_node_id not in federation.decryptors
         ]
+        model = model_of(messages)
+        self._told.begin(model)
+        if not self._groups:  # all of them are asked in every round
+            messages = self._readdressed(messages)
         self._request = Request(
             UPDATE,
             server_round,
             cohort=tuple(sorted(str(m.metadata.dst_node_id) for m in messages)),
-            model=_model_of(messages),
+            model=model,
         )
         problem = self._objection(len(messages))
         if problem is not None:
@@ -144,6 +168,13 @@ class SecureSum(StrategyLayer):
         """Say who must collude to break this, and what is not encrypted."""
         keys, p = self.job.secure, self.terms.parameters
         self._federation = Federation.of(self.job, grid, str(run_id()))
+        decryptors = sum(m.role == DECRYPTOR for m in self._federation.roster)
+        if self.terms.adds and decryptors > 1:
+            raise ConfigError(
+                f"The roster has {decryptors} decryptors. With secure.threat = "
+                "malicious there can be one: two could be asked for sums that differ "
+                "by one node."
+            )
         if keys.group_size and self._groups is None:
             names = [self.name_of(node) for node in grid.get_node_ids()]
             self._groups = Groups.of_job(self.job, names, str(run_id()))
@@ -171,16 +202,51 @@ class SecureSum(StrategyLayer):
             keys="simulated" if self.federation.simulated else "operator",
         )
 
+    def _readdressed(self, messages: list[Message]) -> list[Message]:
+        """Return messages to nodes whose sum may be told beside those that were."""
+        nodes = {self.name_of(n): n for n in self.federation.grid.get_node_ids()}
+        found = {self.name_of(m.metadata.dst_node_id): m for m in messages}
+        cohort = self._told.cohort(found, nodes)
+        for name in set(cohort) - set(found):
+            like = messages[0]
+            about = like.metadata
+            found[name] = Message(
+                RecordDict(dict(like.content.items())),
+                nodes[name],
+                about.message_type,
+                group_id=about.group_id,
+            )
+        return [found[name] for name in cohort]
+
     def _objection(self, nodes: int) -> ProtocolError | None:
         keys = self.job.secure
+        if self.terms.adds:
+            self._check_traffic(nodes)
         most = None if self._groups else self.terms.parameters.most
         if nodes < self.terms.least or (most is not None and nodes > most):
-            return ProtocolError(
-                "cohort-size",
+            text = (
                 f"{nodes} nodes can be asked; secure.min-cohort = {keys.min_cohort}, "
-                f"secure.max-cohort = {keys.max_cohort}",
+                f"secure.max-cohort = {keys.max_cohort}"
             )
+            if self._told.sets:
+                text += f". {WAITS}"
+            return ProtocolError("cohort-size", text)
         return None
+
+    def _check_traffic(self, nodes: int) -> None:
+        """Refuse, before anybody trains, sums that no message could carry."""
+        if self._groups:
+            nodes = max(map(len, self._groups.members))
+        if self.job.compression.codec != "none":
+            return  # what that leaves is known when the updates are there
+        frame = self.terms.parameters.most_bytes(self.model.spec.size)
+        if nodes * frame > LARGEST_MESSAGE:
+            raise ConfigError(
+                f"The decryptor would get {nodes} frames of {frame:,} bytes in one "
+                f"message, and {LARGEST_MESSAGE:,} bytes are the most. Lower "
+                "round.fraction, choose what is encrypted with secure.layers, or use "
+                "secure.threat = semi-honest or secure.scheme = secagg."
+            )
 
     def _sets(self, replies: list[Verified]) -> list[list[Verified]]:
         """Return the sets of replies that each have a sum of their own."""
@@ -197,11 +263,23 @@ class SecureSum(StrategyLayer):
         return sets
 
     def _is_enough(self, replies: Sequence[Verified]) -> bool:
-        if len(replies) >= self.terms.least:
-            return True
-        text = f"{len(replies)} valid frames, at least {self.terms.least} are needed"
-        self._refuse(ProtocolError("cohort-size", text))
-        return False
+        """Return whether the sum of these replies may be told."""
+        if len(replies) < self.terms.least:
+            least = self.terms.least
+            text = f"{len(replies)} valid frames, at least {least} are needed"
+            self._refuse(ProtocolError("cohort-size", text))
+            return False
+        if not self._told.allows(self._names(replies)):
+            self._refuse(ProtocolError("cohort", WAITS))
+            return False
+        size = sum(len(frame.body) for _, frame in replies)
+        if self.terms.adds and size > LARGEST_MESSAGE:
+            self._refuse(ProtocolError("size", f"{size} bytes for the decryptor"))
+            return False
+        return True
+
+    def _names(self, replies: Sequence[Verified]) -> list[str]:
+        return [self.name_of(reply.metadata.src_node_id) for reply, _ in replies]
 
     def _means(self, sets: Sequence[list[Verified]], intake: Intake) -> list[Message]:
         """Return one reply for each set whose sum was decrypted and is right."""
@@ -213,6 +291,8 @@ class SecureSum(StrategyLayer):
             self.federation.roster,
             {**intake.expected, "key": sets[0][0][1].header.key},
             self._request,
+            self._told.turn,
+            AGREE if self._told.complete and not self.federation.decryptors else 1,
         )
         nodes = [reply.metadata.src_node_id for found in sets for reply, _ in found]
         parts = [intake.added(found) for found in sets]
@@ -224,6 +304,10 @@ class SecureSum(StrategyLayer):
                 means.append(self._mean(found, part, opening))
             except ProtocolError as error:
                 self._refuse(error)
+            if part.told:
+                self._told.add(self._names(found))
+        if len(means) < len(sets) and not any(part.reopened for part in parts):
+            self._told.turn += 1
         return means
 
     def _mean(
@@ -240,7 +324,8 @@ class SecureSum(StrategyLayer):
             reasons = dict.fromkeys(map(str, opening.reasons)) or ["nobody answered"]
             raise ProtocolError("not-decrypted", "; ".join(reasons)[:500])
         header = replies[0][1].header
-        slots = self.terms.slots(header.about)
+        # Whoever decrypted it has compared the checksum, and keeps it.
+        slots = replace(self.terms.slots(header.about), checked=False)
         found = slots.read(part.result, len(replies), label_of(header))
         self.emit(
             "secure-sum",
@@ -267,10 +352,10 @@ class SecureSum(StrategyLayer):
         record[DELTA] = array  # the constructor would make another Array
         return RecordDict({UPDATE_RECORD: record})
 
-    def _tell_stage(self, stage: str, phases: Sequence[Phase | None]) -> None:
+    def _tell_stage(self, stage: str, phases: Sequence[Phase]) -> None:
         """Tell what was exchanged besides requests for updates and their replies."""
         for phase in phases:
-            if phase is not None and (phase.replies or phase.lost):
+            if phase.replies or phase.lost:
                 self.emit(
                     "secure-stage",
                     round=self._round,
@@ -305,24 +390,11 @@ class SecureSum(StrategyLayer):
         return f"SecureSum: {keys.scheme}, key with {keys.key_holder}"
 
     def state(self) -> dict[str, Any]:
-        """Return the groups."""
-        return {"groups": self._groups.state() if self._groups else []}
+        """Return the groups, and which sums may have been told."""
+        groups = self._groups.state() if self._groups else []
+        return {"groups": groups, "told": self._told.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore them: other groups would tell single updates by subtraction."""
         self._groups = Groups.from_state(state["groups"]) if state["groups"] else None
-
-
-def _model_of(messages: Sequence[Message]) -> str:
-    """Return the hash of the one model that all messages carry."""
-    known: dict[int, str] = {}
-    for message in messages:
-        for record in records_of(message.content, ArrayRecord):
-            if id(record) not in known:
-                known[id(record)] = hash_of_model(record)
-    if len(set(known.values())) > 1:
-        raise RunError(
-            "Nodes of one round would be sent different models; under a secure sum "
-            "they compare what they were sent."
-        )
-    return next(iter(known.values()), "")
+        self._told = Told.from_state(state["told"])

@@ -6,9 +6,9 @@ number of examples and all metrics leave inside one encrypted, signed frame
 ``secure.layers`` does not name travels in clear beside the frame.
 
 Before it trains, a node checks what it was asked: that it is one of a cohort of at
-least ``secure.min-cohort``, that the model is the one that the request names, and that
-it joined no other cohort for that model (:mod:`.journal`). It also decrypts sums, if it
-holds the key (:mod:`.holder`).
+least ``secure.min-cohort``, and that the model is the one that the request names. It
+may train for other cohorts with the same model: which sums are told is decided where
+they are decrypted, by the nodes that hold the key (:mod:`.holder`).
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class _Node:
         arrays = records_of(content, ArrayRecord)
         if len(arrays) != 1 or hash_of_model(arrays[0]) != request.model:
             raise ProtocolError("model", "the model is not the one that was announced")
-        self.journal.join(request.model, request.cohort_hash)
+        self.journal.join(request.part_taken, request.cohort_hash)
         return Spec.of(arrays[0])
 
     def _sealed(self, asked: RecordDict, found: RecordDict, spec: Spec) -> RecordDict:

@@ -1,14 +1,18 @@
 """The server's half of decryption: ask who holds the key, believe what they agree on.
 
 Under ``secure.key-holder = clients`` two nodes that took part decrypt every sum, and
-their answers must be equal bit for bit; if they are not, or one does not answer, others
-are asked. One node that lies about a sum can so delay a round and not change a model.
-Two that lie alike can; they could as well have sent wrong updates. A decryptor is
-believed alone.
+their answers must be equal bit for bit; if they are not, or one does not answer or
+refuses, others are asked, up to four. So one node that lies about a sum costs another
+exchange and not the round. Two that lie alike can change a model; they could as well
+have sent wrong updates. A decryptor is believed alone.
 
-Who is asked follows from the model and the cohort: a server that was restarted asks the
-same nodes again, and they know which sum they have decrypted. If one of them says that
-another sum with some of the same nodes was (``reopened``), nobody else is asked.
+Who is asked follows from the model and the ``turn``, not from the cohort: a server that
+was restarted asks the same nodes again, and they know which sums they have decrypted.
+If as many as are ``believed`` say that another sum with some of the same nodes was
+(``reopened``), nobody else is asked: two, or one where the server may have forgotten it
+(:mod:`.told`). In that case they are asked one after the other: the second may not know
+what the first does. The turn moves on, to other nodes, after a round that failed
+otherwise.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ __all__ = ["Opening", "Part"]
 # How many nodes that hold the key must agree, and how often others are asked.
 AGREE = 2
 ATTEMPTS = 3
+REOPENED = "reopened"
 
 
 @dataclass
@@ -51,6 +56,12 @@ class Part:
         Places of the vector.
     answers : dict
         Decrypted sum -> names of who signed it.
+    asked : int
+        Nodes that were asked for it.
+    refused : dict
+        Name of a node that signed a refusal -> its reason.
+    reopened : bool
+        A sum with some of these nodes was decrypted before.
     final : bool
         Nobody else is to be asked.
     result : integer array of shape (size,), or None
@@ -60,12 +71,20 @@ class Part:
     total: bytes
     size: int
     answers: dict[bytes, set[str]] = field(default_factory=dict)
+    asked: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+    reopened: bool = False
     final: bool = False
     result: NDArray[np.integer] | None = None
 
+    @property
+    def told(self) -> bool:
+        """Whether anybody may have told the sum: not all who were asked refused."""
+        return len(self.refused) < self.asked
+
 
 class Opening:
-    """Has the sums of one round decrypted, in at most three exchanges.
+    """Has the sums of one round decrypted, in at most four exchanges.
 
     Parameters
     ----------
@@ -76,6 +95,10 @@ class Opening:
         Fields of the header that all frames of the round have.
     request : Request
         The one for the round's updates.
+    turn : int
+        Another one asks the nodes in another order.
+    believed : int
+        How many must say ``reopened`` to end the search for others.
 
     Attributes
     ----------
@@ -92,10 +115,13 @@ class Opening:
         roster: Roster,
         expected: dict[str, str | int],
         request: Request,
+        turn: int = 0,
+        believed: int = 1,
     ) -> None:
         self._terms, self._grid, self._roster = terms, grid, roster
         self._expected = {**expected, "stage": SUM}
-        self._request = request
+        self._request, self._turn, self._believed = request, turn, believed
+        self._agree = 1 if terms.parameters.public else AGREE
         self.reasons: list[ProtocolError] = []
         self.phases: list[Phase] = []
 
@@ -108,30 +134,32 @@ class Opening:
         holders : sequence of int
             Flower ids of nodes that have the key.
         """
-        agree = 1 if self._terms.parameters.public else AGREE
         orders = [sorted(holders, key=self._rank) for _ in parts]
         deadline = self._terms.job.round.deadline
         exchange = Exchange(self._grid, deadline, 1.0, order=lambda n: (n, ""))
-        for _ in range(ATTEMPTS):
+        careful = self._believed < self._agree
+        for _ in range(ATTEMPTS + careful):
             messages = []
             for i, (part, order) in enumerate(zip(parts, orders, strict=True)):
                 if not part.final:
-                    missing = agree - max(map(len, part.answers.values()), default=0)
-                    messages += [self._message(part, i, n) for n in order[:missing]]
-                    del order[:missing]
+                    best = max(map(len, part.answers.values()), default=0)
+                    nodes = order[: 1 if careful else self._agree - best]
+                    messages += [self._message(part, i, n) for n in nodes]
+                    part.asked += len(nodes)
+                    del order[: len(nodes)]
             phase = exchange(messages, lambda *_: None)
             self.phases.append(phase)
             for reply in phase.replies:
-                self._take(reply, parts, agree)
+                self._take(reply, parts)
             if not messages or all(part.final for part in parts):
                 return
 
     def _rank(self, node: int) -> bytes:
-        text = f"{self._request.model} {self._request.cohort_hash} {node}"
+        text = f"{self._request.model} {self._turn} {node}"
         return hashlib.sha256(text.encode()).digest()
 
     def _message(self, part: Part, index: int, node: int) -> Message:
-        adds = self._terms.job.secure.threat == "malicious"
+        adds = self._terms.adds
         request = Request(
             stage=OPEN,
             round=self._request.round,
@@ -146,7 +174,7 @@ class Opening:
         group = str(self._request.round)
         return Message(content, node, "train", group_id=group)
 
-    def _take(self, reply: Message, parts: Sequence[Part], agree: int) -> None:
+    def _take(self, reply: Message, parts: Sequence[Part]) -> None:
         """Read one answer; what is wrong with it goes to ``reasons``."""
         try:
             if reply.has_error():
@@ -161,8 +189,11 @@ class Opening:
             if frame.member.role != self._holder:
                 raise ProtocolError("role", "not of a node that decrypts")
             if "refused" in about:
-                part.final |= about["refused"] == "reopened"
                 code = str(about["refused"])[:40]
+                part.refused[frame.member.name] = code
+                said = list(part.refused.values()).count(REOPENED)
+                part.reopened |= said >= self._believed
+                part.final |= part.reopened
                 raise ProtocolError("refused", f"a node says {code}")
             if about.get("nodes") != nodes_hash(part.frames):
                 raise ProtocolError("header", "the sum of other nodes")
@@ -174,7 +205,7 @@ class Opening:
             return
         body = bytes(frame.body)
         part.answers.setdefault(body, set()).add(frame.member.name)
-        if len(part.answers[body]) >= agree:
+        if len(part.answers[body]) >= self._agree:
             part.result, part.final = np.frombuffer(body, sum_dtype(self._terms)), True
 
     @property

@@ -6,13 +6,18 @@ The vector of integers has the n quantised values of the update, then exact coun
 (the number of clients), the number of examples, the number of values that were clipped,
 a checksum, and one counter for each training metric. A counter is written in base 1024,
 one digit a place, because a place has only ``bits`` bits; the sum of the digits at each
-place still gives the exact sum of the counters.
+place still gives the exact sum of the counters. Sums of digits say a little more than
+the counters' sum (the low digits' part of it): under homomorphic encryption only
+whoever decrypts sees them, and carries them before it tells (:meth:`Slots.told`); under
+secure aggregation the server sees them.
 
 The checksum is ``sum_j w_j q_j mod p`` with ``p = 2**31 - 1`` and public weights drawn
 for the round, so that of the sum follows from those of the clients. It catches
 accidents (a wrong key, a lane that overflowed) and nobody with intent, because whoever
-can change a sum can change its checksum. Of integers with a share of noise there is
-none: it would tell more than their sum.
+can change a sum can change its checksum. A client's checksum is reduced modulo p before
+it is added, which no sum of updates tells, so the server never sees it: whoever
+decrypts compares it and leaves it out. Where the server itself opens the sum, and for
+integers with a share of noise, there is none.
 
 A metric in ``[-1000, 1000]`` is a multiple of about 2e-6; the mean counts all clients
 alike.
@@ -83,7 +88,7 @@ class Slots:
     metrics : tuple of str
         Names of the metrics, sorted.
     checked : bool
-        With the checksum; otherwise it is 0.
+        With the checksum; otherwise its places are 0.
     """
 
     quantiser: Coder
@@ -175,6 +180,23 @@ class Slots:
             means[name] = (2 * number / count / LARGEST - 1) * METRIC_RANGE
         values = self.quantiser.decode_sum(q, count)
         return Summed(values, count, examples, clipped, means)
+
+    def told(self, total: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Return a sum that :meth:`read` accepted with nothing in it but sums.
+
+        The digits of each counter are carried into those of the counter's sum, and the
+        checksum is 0: to be read with ``checked = False``.
+        """
+        out = total.copy()
+        check = self.values + 1 + 2 * DIGITS
+        after = check + CHECK_DIGITS
+        counters = (self.values + 1, check - DIGITS, *range(after, len(out), DIGITS))
+        for start in counters:
+            number = _number([int(x) for x in out[start : start + DIGITS]])
+            low, top = _digits(number, DIGITS - 1), number // BASE ** (DIGITS - 1)
+            out[start : start + DIGITS] = [*low, top]
+        out[check:after] = 0
+        return out
 
     def _checksum(self, q: NDArray[np.integer], label: str) -> int:
         if self.quantiser.noised or not self.checked:

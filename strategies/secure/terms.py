@@ -34,7 +34,6 @@ from flwr.app import ConfigRecord, RecordDict
 from truststram.errors import ProtocolError
 from truststram.job import Job
 
-from .groups import LEAST
 from .keys import parameters_of
 from .parameters import Parameters
 from .quantise import Quantiser
@@ -74,9 +73,13 @@ class Terms:
 
     @property
     def least(self) -> int:
-        """Smallest number of nodes in a sum: with colluders, still three others."""
-        keys = self.job.secure
-        return max(keys.min_cohort, LEAST + keys.colluders)
+        """Smallest number of nodes in a sum."""
+        return self.job.secure.min_cohort
+
+    @property
+    def adds(self) -> bool:
+        """Whether the decryptor adds the frames itself."""
+        return self.job.secure.threat == "malicious"
 
     @cached_property
     def hash(self) -> str:
@@ -138,6 +141,11 @@ class Request:
     def cohort_hash(self) -> str:
         """Hash of the cohort."""
         return cohort_hash(self.cohort)
+
+    @property
+    def part_taken(self) -> str:
+        """What a node remembers of a model and cohort that it trained for."""
+        return f"{self.model} {self.cohort_hash}"
 
     def record(self) -> ConfigRecord:
         """Return the record that carries this request."""

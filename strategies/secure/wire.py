@@ -27,13 +27,14 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from truststram.errors import ProtocolError
+from truststram.errors import ProtocolError, RunError
+from truststram.records import records_of
 
 from .identity import Identity, Member, Roster
 
@@ -45,6 +46,7 @@ __all__ = [
     "digest",
     "frame_of",
     "hash_of_model",
+    "model_of",
     "open_frame",
     "open_head",
     "seal",
@@ -136,6 +138,27 @@ def hash_of_model(arrays: ArrayRecord) -> str:
         about = json.dumps([name, array.dtype, list(array.shape), array.stype])
         parts += [about.encode(), array.data]
     return digest(*parts)
+
+
+def model_of(messages: Iterable[Message]) -> str:
+    """Return the hash of the one model that all messages carry; "" without any.
+
+    Raises
+    ------
+    RunError
+        If they carry different ones.
+    """
+    known: dict[int, str] = {}
+    for message in messages:
+        for record in records_of(message.content, ArrayRecord):
+            if id(record) not in known:
+                known[id(record)] = hash_of_model(record)
+    if len(set(known.values())) > 1:
+        raise RunError(
+            "Nodes of one round would be sent different models; under a secure sum "
+            "they compare what they were sent."
+        )
+    return next(iter(known.values()), "")
 
 
 def seal(identity: Identity, header: Header, body: bytes | memoryview) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,14 @@ from flwr.serverapp.strategy import FedAdam, FedAvg
 
 from strategies.base import StrategyLayer
 from strategies.secure import automatic
+from strategies.secure import federation as federation_module
+from strategies.secure import layer as layer_module
+from strategies.secure.federation import Federation
 from strategies.secure.identity import Identity, Roster
 from strategies.secure.keys import JobKey, parameters_of
 from strategies.secure.layer import SecureSum
 from strategies.secure.terms import OPEN, Request
+from strategies.secure.told import Told
 from strategies.secure.wire import FRAME, SECURE, open_head, seal, with_frame
 from strategies.server_sgd import ServerSGD
 from strategies.update import read_delta
@@ -61,9 +66,15 @@ def test_what_is_exchanged_besides_updates_is_told_and_counted():
     assert all(e["bytes_up"] > 300 and e["bytes_down"] > 50 for e in stages)
     one = Round(JOBS["bfv"], 4)
     one.run()
-    [stage] = one.told("secure-stage")
+    size = parameters_of(JOBS["bfv"]).most_bytes(30)
+    stages = one.told("secure-stage")
+    assert [(e["asked"], e["answered"]) for e in stages] == [(1, 1)] * 2
+    assert all(e["bytes_down"] > size for e in stages)
+    # Of later models the server knows all that was told: both are asked at once.
+    one.run()
+    stage = one.told("secure-stage")[2]
     assert (stage["asked"], stage["answered"]) == (2, 2)
-    assert stage["bytes_down"] > 2 * parameters_of(JOBS["bfv"]).most_bytes(30)
+    assert stage["bytes_down"] > 2 * size
 
 
 def test_the_same_run_twice_gives_the_same_model():
@@ -260,17 +271,171 @@ def test_a_sum_on_which_nobody_agrees_is_refused():
     assert f.codes == ["not-decrypted"]
 
 
-def test_liars_who_agree_are_told_by_range_or_checksum():
-    f = Round(JOBS["bfv"], 4, mods=[lying(JOBS["bfv"], range(4), raised)])
+def test_liars_who_agree_are_told_by_the_range_only():
+    def far(body):
+        body[:4] = b"\xff" * 4
+        return body
+
+    f = Round(JOBS["bfv"], 4, mods=[lying(JOBS["bfv"], range(4), far)])
     assert f.run() == (None, None)
-    assert f.codes == ["checksum"]
-
-
-def test_a_lying_decryptor_is_told_by_the_checksum():
+    assert f.codes == ["sum-range"]
+    # What a decryptor says within the range is believed.
     job = JOBS["decryptor"]
     f = Round(job, 5, mods=[lying(job, {4}, raised)])
+    assert f.run()[0] is not None
+
+
+@every_job
+def test_the_server_gets_sums_and_no_checksum(job):
+    f = Round(job, 5)
+    seen = []
+    f.layer._mean, mean = (
+        lambda r, p, o: seen.append(p.result) or mean(r, p, o),
+        f.layer._mean,
+    )
+    f.run()
+    [total] = seen
+    trained = 4 if job.secure.key_holder == "decryptor" else 5
+    assert total[17] == trained
+    assert total[18:21].tolist() == [sum(range(10, 10 + trained)), 0, 0]
+    assert not total[24:28].any()
+    assert (total[28:].reshape(2, 3)[:, :2] < 1024).all()
+
+
+def wrong(number, partition=0):
+    """A mod: this node's checksum is wrong in this round."""
+
+    def mod(message, context, call_next):
+        if int(context.node_config["partition-id"]) != partition:
+            return call_next(message, context)
+        reply = call_next(message, context)
+        asked = message.content[SECURE]
+        if (asked["stage"], asked["round"]) == ("update", number):
+            made = automatic.find(1)
+            head = open_head(reply.content[SECURE][FRAME], made.roster)
+            vector = np.zeros(34, np.uint32)
+            vector[[17, 24]] = 1  # one client, and a digit of its checksum
+            body = made.key.cipher.encrypt(vector)
+            node = made.identity(str(partition))
+            reply.content = with_frame(seal(node, head.header, body))
+        return reply
+
+    return mod
+
+
+@every_job
+def test_a_wrong_checksum_costs_a_round_and_not_the_run(job):
+    f = Round(job, 5, mods=[wrong(1)])
     assert f.run() == (None, None)
-    assert f.codes == ["checksum"]
+    assert f.codes == ["not-decrypted"]
+    assert "checksum" in f.told("secure-refused")[0]["detail"]
+    # Nothing was told of that sum, so that another set of nodes may follow.
+    arrays, _ = f.finish(f.replies()[1:])
+    assert arrays is not None
+    assert f.codes == ["not-decrypted"]
+
+
+def test_after_a_failed_round_with_an_answer_only_the_same_nodes_are_summed():
+    answered = []
+
+    def late(message, context, call_next):
+        """Of those that are asked in the first round, one answers."""
+        if message.content[SECURE]["stage"] == OPEN and f.number == 1:
+            if answered:
+                raise ValueError("down")
+            answered.append(1)
+        return call_next(message, context)
+
+    f = Round(JOBS["bfv"], 6, mods=[late])
+    first = [m.metadata.dst_node_id for m in f.ask()][:5]
+    f.number = 0
+    f.layer.inner = Chosen(f.layer.inner, first)
+    assert f.run() == (None, None)
+    assert f.codes == ["not-decrypted"]
+    # Another cohort is sampled: those of the sum are asked, and nobody else.
+    f.layer.inner.nodes = f.grid.get_node_ids()[2:]
+    replies = f.replies()
+    assert [r.metadata.src_node_id for r in replies] == sorted(first)
+    assert not any(reply.has_error() for reply in replies)
+    # One of them is lost: no sum, whatever the nodes would do. Also after a restart.
+    assert f.finish(replies[1:]) == (None, None)
+    assert f.codes == ["not-decrypted", "cohort"]
+    again = SecureSum(f.job, ServerSGD())
+    again.load_state(f.layer.state())
+    assert again._told.sets == f.layer._told.sets != []
+    arrays, _ = f.run()
+    assert arrays is not None
+    # The model has changed: the sample counts again.
+    assert sorted(m.metadata.dst_node_id for m in f.ask()) == f.layer.inner.nodes
+
+
+class Chosen(StrategyLayer):
+    """Asks some of the nodes."""
+
+    def __init__(self, inner, nodes):
+        super().__init__(inner)
+        self.nodes = nodes
+
+    def configure_train(self, server_round, arrays, config, grid):
+        messages = super().configure_train(server_round, arrays, config, grid)
+        return [m for m in messages if m.metadata.dst_node_id in self.nodes]
+
+
+def refusing(liars, code="reopened"):
+    """A mod: these nodes refuse to decrypt, in so many words."""
+
+    def mod(message, context, call_next):
+        reply = call_next(message, context)
+        asked = message.content.get(SECURE)
+        partition = int(context.node_config["partition-id"])
+        if asked and asked["stage"] == OPEN and partition in liars:
+            made = automatic.find(1)
+            head = open_head(reply.content[SECURE][FRAME], made.roster)
+            about = {"part": asked.get("part", 0), "refused": code}
+            header = replace(head.header, about=about)
+            reply.content = with_frame(seal(made.identity(str(partition)), header, b""))
+        return reply
+
+    return mod
+
+
+@pytest.mark.parametrize("liar", range(4))
+def test_one_node_that_refuses_every_sum_holds_up_the_first_model_at_most(liar):
+    liars = set()
+    f = Round(JOBS["bfv"], 4, mods=[refusing(liars)])
+    f.run()
+    liars.add(liar)
+    for _ in range(3):
+        assert f.run()[0] is not None
+    assert f.codes == []
+
+
+def test_two_nodes_that_know_another_sum_are_believed():
+    liars = set()
+    f = Round(JOBS["bfv"], 6, mods=[refusing(liars)])
+    f.run()
+    liars |= set(range(6))
+    f.run()
+    assert f.codes == ["not-decrypted"]
+    assert sum(e["asked"] for e in f.told("secure-stage") if e["round"] == 2) == 2
+
+
+def test_other_nodes_decrypt_after_a_round_that_failed():
+    asked = []
+
+    def silent(message, context, call_next):
+        if message.content[SECURE]["stage"] == OPEN and f.number <= 2:
+            asked.append((f.number, context.node_id))
+            raise ValueError("down")
+        return call_next(message, context)
+
+    f = Round(JOBS["bfv"], 9, mods=[silent])
+    for _ in range(2):
+        assert f.run() == (None, None)
+    first, second = ([n for r, n in asked if r == number] for number in (1, 2))
+    assert len(first) == len(second) == 4
+    assert first != second
+    assert f.run()[0] is not None
 
 
 def test_nodes_that_do_not_answer_are_replaced_by_others():
@@ -409,6 +574,118 @@ def test_a_key_moves_on_only_from_a_node_that_is_away():
         federation.bind(restarted, second)
 
 
+def test_a_decryptor_that_was_started_again_is_found_and_the_old_one_not_asked():
+    f = Round(JOBS["decryptor"], 5)
+    f.ask()
+    federation, old = f.layer.federation, f.grid.get_node_ids()[4]
+    assert federation.decryptors == {old}
+    # The same node under another id: the grid of the server maps it to that context.
+    new, grid = old + 1, f.grid
+
+    class Restarted:
+        def get_node_ids(self):
+            return [*grid.get_node_ids()[:4], new]
+
+        def push_messages(self, messages):
+            assert [m.metadata.dst_node_id for m in messages] == [new]
+            messages[0].metadata.dst_node_id = old
+            return grid.push_messages(messages)
+
+        def pull_messages(self, ids):
+            replies = list(grid.pull_messages(ids))
+            for reply in replies:
+                reply.metadata.__dict__["_src_node_id"] = new
+            return replies
+
+    federation.grid = Restarted()
+    [phase] = federation.find_decryptors(2)
+    assert (len(phase.replies), phase.lost) == (1, 0)
+    assert federation.decryptors == {new}
+    assert federation._nodes["4"] == new
+    assert old not in federation._names
+
+
+def test_a_refused_key_is_not_remembered():
+    f = Round(JOBS["bfv"], 4)
+    f.ask()
+    federation, [one, two, *_] = f.layer.federation, f.grid.get_node_ids()
+    first, second = list(federation.roster)[:2]
+    federation.bind(one, first)
+    with pytest.raises(ProtocolError, match="unknown-node"):
+        federation.bind(one, second)
+    federation.bind(two, second)
+
+
+def test_a_stranger_that_never_answers_is_asked_once_and_briefly():
+    f = Round(JOBS["decryptor"], 5)
+    f.ask()
+    federation, known = f.layer.federation, f.grid.get_node_ids()
+    assert federation.find_decryptors(2) == []  # all that the roster has is known
+    asked = []
+
+    class Silent:
+        def get_node_ids(self):
+            return [*known, 99]
+
+        def push_messages(self, messages):
+            asked.extend(m.metadata.dst_node_id for m in messages)
+            return ["never"] * len(messages)
+
+        def pull_messages(self, ids):
+            return []
+
+    federation.grid = Silent()
+    assert federation.find_decryptors(3) == []
+    # Another decryptor of the roster is missing: it could be the stranger.
+    more = replace(Identity.generate("second").member, role="decryptor")
+    federation.roster = Roster([*federation.roster, more])
+    waits = []
+    hello = federation._hello
+    federation._hello = lambda nodes, r, wait: waits.append(wait) or hello(nodes, r, 0)
+    for number in (4, 5):
+        federation.find_decryptors(number)
+    assert asked == [99]
+    assert waits == [30.0]
+    # Without any decryptor, they are asked until the deadline, and that ends.
+    federation.decryptors.clear()
+    federation._names.clear()
+    clock = iter(range(0, 10_000, 100))
+    federation_module.time.monotonic, real = lambda: next(clock), time.monotonic
+    try:
+        with pytest.raises(ConfigError, match="decryptor is connected"):
+            federation.find_decryptors(6)
+    finally:
+        federation_module.time.monotonic = real
+    assert len(waits) > 2
+
+
+def test_frames_that_no_message_could_carry_are_refused_before_the_run(monkeypatch):
+    job = job_of("bfv", key_holder="decryptor", threat="malicious")
+    frame = parameters_of(job).most_bytes(17)
+    monkeypatch.setattr(layer_module, "LARGEST_MESSAGE", 4 * frame)
+    assert len(Round(job, 5).ask()) == 4  # and the decryptor
+    with pytest.raises(ConfigError, match="one message"):
+        Round(job, 6).ask()
+    # Of compressed updates it is known when they are there.
+    f = Round(replace(job, compression=replace(job.compression, codec="randk")), 6)
+    replies = f.replies()
+    assert f.finish(replies) == (None, None)
+    assert f.codes == ["size"]
+
+
+def test_two_decryptors_are_refused_where_one_is_trusted_to_add():
+    f = Round(JOBS["decryptor adds"], 5)
+    f.ask()
+    more = replace(Identity.generate("second").member, role="decryptor")
+    roster = Roster([*f.layer.federation.roster, more])
+    f.layer.federation.roster = roster
+    made = Federation(f.job, "1", f.grid, roster, simulated=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Federation, "of", lambda *args: made)
+        with pytest.raises(ConfigError, match="2 decryptors"):
+            f.layer._begin(f.grid)
+
+
 class Connected:
     """As much of a grid as says who is connected."""
 
@@ -446,11 +723,22 @@ def test_deployed_nodes_and_server_work_from_files(tmp_path, monkeypatch):
     assert weights(arrays) == pytest.approx(0.525, abs=1e-4)
     assert f.told("secure-plan")[0]["keys"] == "operator"
     assert (tmp_path / "0" / "journal.json").exists()
-    # A server that was started again, for the same model, may not leave one out.
+    # A server that was started again, for the same model, may not leave one out. Nor
+    # may one that was killed before it recorded the sum, whoever is left out.
     f.base, f.number = model(0.5), 0
     f.finish(f.replies()[1:])
-    assert f.codes == ["not-decrypted"]
-    assert "reopened" in f.told("secure-refused")[0]["detail"]
+    assert f.codes == ["cohort"]
+    for lost in range(4):
+        f.layer._told, f.number = Told(), 0
+        replies = f.replies()
+        del replies[lost]
+        told = len(f.told("secure-sum"))
+        f.finish(replies)
+        assert f.codes[1 + lost :] == ["not-decrypted"]
+        assert "reopened" in f.told("secure-refused")[1 + lost]["detail"]
+        assert len(f.told("secure-sum")) == told
+    f.layer._told, f.number = Told(), 0
+    assert f.run()[0] is not None  # all of them again
 
 
 def test_requests_are_typed():

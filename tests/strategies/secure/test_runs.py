@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 import pytest
 
@@ -109,14 +111,35 @@ def test_nothing_in_the_runs_folder_is_secret_or_of_one_node(tmp_path):
     run(tmp_path, "run", BFV)
     made = list(automatic._RUNS.values())[-1]
     key = made.key.secret
+    secrets = [made.secret, *(key[i : i + 32] for i in range(200, len(key) - 32, 997))]
     for path in (tmp_path / "run").rglob("*"):
         if path.is_file():
             data = path.read_bytes()
-            assert made.secret not in data
-            assert made.secret.hex().encode() not in data
-            assert key[200:232] not in data
-    report = (tmp_path / "run" / "events.jsonl").read_text()
-    assert "BEGIN" not in report
+            assert not any(spelled(secret, data) for secret in secrets), path
+    # The search finds what it is for.
+    secret = secrets[1]
+    for text in (b"0" + secret, secret.hex().encode(), secret.hex().upper().encode()):
+        assert spelled(secret, text)
+    for i in range(3):
+        assert spelled(secret, base64.b64encode(b"." * i + secret + b"."))
+    told = log(tmp_path, "run", "secure-sum")
+    names = {name for event in told for name in event}
+    assert names - CHAIN == {"round", "clients", "clipped"}
+
+
+# Fields that every event has.
+CHAIN = {"kind", "time", "seq", "prev", "hash"}
+
+
+def spelled(secret: bytes, data: bytes) -> bool:
+    """Return whether ``data`` has a secret, raw, in hexadecimal or in base64."""
+    if secret in data or secret.hex().encode() in data.lower():
+        return True
+    # In base64 it may begin at each of three places of a group of four digits.
+    return any(
+        base64.b64encode(secret[i : i + 3 * ((len(secret) - i) // 3)]) in data
+        for i in range(3)
+    )
 
 
 def test_the_layer_is_outermost_on_both_sides():

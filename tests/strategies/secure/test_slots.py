@@ -41,6 +41,40 @@ def test_what_was_put_in_comes_out_of_the_sum(count):
     assert found.metrics["loss"] == pytest.approx(2.5 * mean, abs=2e-6)
 
 
+@given(st.integers(1, 100))
+def test_what_is_told_is_sums_only(count):
+    _, filled = vectors(count)
+    total = filled.sum(0, dtype=np.int64)
+    before = total.copy()
+    told = SLOTS.told(total)
+    np.testing.assert_array_equal(total, before)
+    np.testing.assert_array_equal(told[:41], total[:41])
+    assert not told[47:51].any()  # the checksum
+    for at in (41, 44, 51, 54):  # three digits each, the last as large as it must be
+        base = 1024 ** np.arange(3)
+        assert told[at : at + 3] @ base == total[at : at + 3] @ base
+        assert (told[at : at + 2] < 1024).all()
+    plain = Slots(SLOTS.quantiser, 40, SLOTS.metrics, checked=False)
+    one, other = SLOTS.read(total, count, "round 1"), plain.read(told, count, "")
+    np.testing.assert_array_equal(one.values, other.values)
+    assert (one.examples, one.clipped) == (other.examples, other.clipped)
+    assert one.metrics == other.metrics
+
+
+def test_two_sets_of_clients_with_the_same_sums_are_told_alike():
+    x, rng = np.zeros((2, 40), np.float32), RNG(1)
+    x[0, 3], x[1, 3] = 1, -1
+    sums = []
+    for pairs in ([(x[0], 1024), (x[1], 1024)], [(x[1], 2000), (x[0], 48)]):
+        filled = [
+            SLOTS.fill(v, n, {"acc": n / 4096, "loss": 1 - n / 4096}, "r", rng)
+            for v, n in pairs
+        ]
+        sums.append(np.sum(filled, 0, dtype=np.int64))
+    assert (sums[0] != sums[1]).any()
+    np.testing.assert_array_equal(SLOTS.told(sums[0])[:47], SLOTS.told(sums[1])[:47])
+
+
 @pytest.mark.parametrize(
     ("place", "change"), [(0, 1), (39, -1), (40, 1), (44, 1), (50, 1), (-1, 4000)]
 )
