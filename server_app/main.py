@@ -38,7 +38,10 @@ __all__ = ["app", "serve"]
 app = ServerApp()
 
 # Settings that may differ between a run and its continuation.
-MAY_CHANGE = {"train.rounds", "run.resume", "run.id", "run.dir", "run.patience"}
+MAY_CHANGE = {
+    *("train.rounds", "run.resume", "run.id", "run.dir", "run.patience"),
+    "privacy.on-exhausted",
+}
 
 
 @app.main()
@@ -172,6 +175,26 @@ def _check_same(job: Job, recorded: Mapping[str, object]) -> None:
     ]
     if changed:
         raise CheckpointError("The run cannot continue: " + "; ".join(changed) + ".")
+    _check_planned(job, recorded["train.rounds"])
+
+
+def _check_planned(job: Job, planned: object) -> None:
+    """Refuse another number of rounds than the noise was planned for.
+
+    With noise by the server the layer keeps its first plan, so that more rounds do not
+    train (``evaluate-only``), or train as a filter allows (``on-plateau``).
+    """
+    keys = job.privacy
+    keeps = keys.on_exhausted == "evaluate-only" or keys.schedule == "on-plateau"
+    if not keys.on or job.train.rounds == planned or (keys.central and keeps):
+        return
+    raise CheckpointError(
+        f"The run cannot continue: train.rounds was {planned}, is {job.train.rounds}. "
+        "Each round's noise was planned for that number, and a plan that is made after "
+        "looking at outputs is not covered by the guarantee. Instead: train.rounds = "
+        f"{planned}, another run with a budget of its own, or, with noise by the "
+        "server, privacy.on-exhausted = evaluate-only for rounds without training."
+    )
 
 
 def _announce(

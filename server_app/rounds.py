@@ -73,6 +73,7 @@ class RoundLoop:
         self._dropped: Counter[str] = Counter()  # and by phase
         self._saved: Counter[str] = Counter()  # bytes that compression saved, by way
         self._staged: Counter[str] = Counter()  # bytes of a layer's own exchanges
+        self._exhausted = False  # a layer said in this round that no budget is left
         self._exchange = Exchange(
             grid,
             job.round.deadline,
@@ -91,7 +92,8 @@ class RoundLoop:
         Raises
         ------
         RunError
-            After ``round.max-failed`` rounds in a row without a valid reply, or when
+            After ``round.max-failed`` rounds in a row without a valid reply (rounds
+            without training because the privacy budget is spent do not count), or when
             too few nodes are connected for too long.
         """
         while record.round < self._job.train.rounds and not self._is_stale(record):
@@ -129,9 +131,11 @@ class RoundLoop:
         self._dropped.clear()
         self._saved.clear()
         self._staged.clear()
+        self._exhausted = False
         self._grid.wait()
         train, arrays, train_metrics = self._train(number, last.arrays)
         skipped = arrays is None
+        failed = skipped and not self._exhausted
         model = last.arrays if arrays is None else arrays
         phase, metrics = self._evaluated(number, model)
         report = RoundReport(
@@ -151,7 +155,7 @@ class RoundLoop:
             seconds=round(time.monotonic() - start, 3),
             skipped=skipped,
         )
-        record = self._recorded(last, model, report)
+        record = self._recorded(last, model, report, failed)
         tell(record, self._folder, self._log)
         return record
 
@@ -209,7 +213,11 @@ class RoundLoop:
         return phase, _plain(self._strategy.aggregate_evaluate(number, phase.replies))
 
     def _recorded(
-        self, last: RoundRecord, model: ArrayRecord, report: RoundReport
+        self,
+        last: RoundRecord,
+        model: ArrayRecord,
+        report: RoundReport,
+        failed: bool,
     ) -> RoundRecord:
         """Return the record of this round, durable if it is due."""
         best = last.best
@@ -223,7 +231,7 @@ class RoundLoop:
             layers=state.snapshot(self._strategy),
             report=asdict(report),
             best=best,
-            failed=last.failed + 1 if report.skipped else 0,
+            failed=last.failed + 1 if failed else 0,
         )
         every, total = self._job.run.checkpoint_every, self._job.train.rounds
         if record.round % every == 0 or record.round == total:
@@ -238,6 +246,8 @@ class RoundLoop:
             self._saved.update(up=data["saved_up"], down=data["saved_down"])
         elif kind == "secure-stage":
             self._staged.update(up=data["bytes_up"], down=data["bytes_down"])
+        elif kind == "privacy-exhausted":
+            self._exhausted = True
         self._log.append(kind, **data)
 
     def _progress(self, phase: str, number: int) -> Callable[[int, int], None]:

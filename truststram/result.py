@@ -62,7 +62,7 @@ class RoundReport:
     seconds : float
         Wall time of the round.
     skipped : bool
-        No valid training reply: the model was kept.
+        No valid training reply, or no privacy budget for one: the model was kept.
     """
 
     round: int

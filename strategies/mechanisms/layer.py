@@ -100,6 +100,7 @@ class CentralDP(StrategyLayer):
         self.plan: Plan | None = None
         self.ledger: Ledger | None = None
         self._nodes = 0  # registered when the run began
+        self._rounds = job.train.rounds  # planned when the run began
         self._saved: Mapping[str, Any] | None = None
         self._source = Source()
         self._asked: Message | None = None  # whose metadata the released reply has
@@ -181,11 +182,16 @@ class CentralDP(StrategyLayer):
         return MetricRecord({ACCURACY: total / self._nodes + MIDDLE})
 
     def _begin(self, nodes: int) -> None:
-        """Fix the number of registered nodes and the plan, before the first release."""
+        """Fix the number of registered nodes and the plan, before the first release.
+
+        A run that goes on with more rounds keeps its first plan: noise that was chosen
+        after looking at outputs could not be composed as a fixed sequence.
+        """
         if self.plan is not None:
             return
         self._nodes = self._nodes or nodes
-        self.plan = Plan.of(self.job, self._nodes, self.model.spec.size)
+        first = self.job.replace({"train.rounds": self._rounds})
+        self.plan = Plan.of(first, self._nodes, self.model.spec.size)
         self.ledger = self.plan.ledger(self.job)
         if self.plan.adaptive:
             self._pace = OnPlateau(self.plan.release)
@@ -256,18 +262,19 @@ class CentralDP(StrategyLayer):
         )
 
     def state(self) -> dict[str, Any]:
-        """Return the ledger, the clip, the pace and the number of registered nodes."""
+        """Return the ledger, the clip, the pace, and what the plan was made for."""
         ledger = self._saved if self.ledger is None else self.ledger.state()
         pace = self._saved_pace if self._pace is None else self._pace.state()
         return {
             "ledger": ledger,
             "clip": self.clip,
             "nodes": self._nodes,
+            "rounds": self._rounds,
             "pace": pace,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore them; a ledger that does not add up is refused."""
         self._saved, self.clip = state["ledger"], float(state["clip"])
-        self._nodes = int(state["nodes"])
+        self._nodes, self._rounds = int(state["nodes"]), int(state["rounds"])
         self._saved_pace = state["pace"]

@@ -21,6 +21,7 @@ from tests.support.runs import job, model_bytes, run
 from tests.support.task import FailingNodes, NoServerData, TinyTask
 from truststram import events
 from truststram.engine import LocalGrid, run_local
+from truststram.errors import CheckpointError
 from truststram.result import RunResult
 
 CENTRAL = {
@@ -29,6 +30,8 @@ CENTRAL = {
     "round.fraction": 0.8,
     "server.average": 0.0,
 }
+# Everyone in every round: quick to plan.
+WHOLE = {**CENTRAL, "round.fraction": 1.0}
 LOCAL = {"privacy.mechanism": "auto", "privacy.trust": "local", "privacy.epsilon": 15.0}
 
 
@@ -151,14 +154,56 @@ def test_with_secure_noise_released_rounds_stay_and_the_rest_is_fresh(tmp_path):
     assert kinds(tmp_path, "privacy-spent", "broken")[-1]["epsilon"] <= 8.0
 
 
-def test_more_rounds_than_the_budget_stop_the_run(tmp_path):
-    run(tmp_path, changes=CENTRAL)
-    model = model_bytes(tmp_path, "run")
-    more = {**CENTRAL, "run.resume": "run", "train.rounds": 8}
-    with pytest.raises(Exception, match="privacy budget is spent before round 6"):
+SHARES = {
+    "privacy.mechanism": "skellam",
+    "privacy.trust": "distributed",
+    "secure.scheme": "secagg",
+}
+
+
+@pytest.mark.parametrize("trust", ["central", "local", "distributed"])
+def test_more_rounds_than_the_noise_was_planned_for_are_refused(tmp_path, trust):
+    changes = {"central": WHOLE, "local": LOCAL, "distributed": SHARES}[trust]
+    changes = {**changes, "train.rounds": 2}
+    done = run(tmp_path, changes=changes)
+    more = {**changes, "run.resume": "run", "train.rounds": 8}
+    if trust != "central":
+        more["privacy.on-exhausted"] = "evaluate-only"
+    with pytest.raises(CheckpointError, match=r"train\.rounds was 2, is 8"):
         run_local(job(tmp_path, "", more), 5)
-    assert not RunResult.read(tmp_path / "run").ok
+    assert RunResult.read(tmp_path / "run") == done  # the refusal left no trace
+
+
+def test_an_exhausted_run_goes_on_evaluating_as_long_as_it_is_asked_to(tmp_path):
+    """More rounds than may fail; the model and what was spent stay as they are."""
+    run(tmp_path, changes=WHOLE)
+    model, spent = model_bytes(tmp_path, "run"), kinds(tmp_path, "privacy-spent")
+    more = {**WHOLE, "run.resume": "run", "train.rounds": 10, "round.max-failed": 3}
+    run_local(job(tmp_path, "", {**more, "privacy.on-exhausted": "evaluate-only"}), 5)
+    result = RunResult.read(tmp_path / "run")
+    assert result.ok
+    assert [r.skipped for r in result.rounds] == 5 * [False] + 5 * [True]
+    assert all("accuracy" in report.metrics for report in result.rounds)
+    told = [event["round"] for event in kinds(tmp_path, "privacy-exhausted")]
+    assert told == [6, 7, 8, 9, 10]
+    assert kinds(tmp_path, "privacy-spent") == spent
     assert model_bytes(tmp_path, "run") == model
+
+
+def test_a_run_that_goes_on_keeps_its_first_plan(tmp_path):
+    """Ended by hand after round 3 of 5: rounds 4 and 5 have the noise planned then."""
+    run(tmp_path, "whole", WHOLE)
+    killed(tmp_path, "broken", between_record_and_event, WHOLE)
+    more = {"train.rounds": 9, "privacy.on-exhausted": "evaluate-only"}
+    run_local(job(tmp_path, "", {**WHOLE, **more, "run.resume": "broken"}), 5)
+    assert model_bytes(tmp_path, "broken") == model_bytes(tmp_path, "whole")
+    whole, broken = (
+        {e["round"]: e["noise"] for e in kinds(tmp_path, "privacy-spent", name)}
+        for name in ("whole", "broken")
+    )
+    assert broken == whole
+    told = [e["round"] for e in kinds(tmp_path, "privacy-exhausted", "broken")]
+    assert told == [6, 7, 8, 9]
 
 
 def test_local_noise_reaches_the_model(tmp_path):
@@ -193,8 +238,6 @@ def test_the_final_model_is_the_average_of_the_last_half(tmp_path):
     assert json.dumps(event)
 
 
-# Everyone in every round: quick to plan.
-WHOLE = {**CENTRAL, "round.fraction": 1.0}
 TOLD = {
     "privacy.mechanism": "gaussian",
     "privacy.evaluate-epsilon": 8.0,
