@@ -116,6 +116,8 @@ def _environment(home: Path) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(home),
+        # What is left there by who is stopped goes with the folder.
+        "TMPDIR": str(home),
     }
 
 

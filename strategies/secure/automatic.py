@@ -3,14 +3,18 @@
 In a simulation one machine is the server and all nodes, so that keys protect nobody
 from anybody; they are there so that what runs is what a federation will run. They stay
 in the memory of an in-process run. The processes of a Flower simulation share them
-through a folder of mode 0700 in the system's folder for temporary files, which the
-server's process removes when it ends. In no case are they in the app, in the run config
-or in the run's folder.
+through a folder of mode 0700 in the folder for temporary files, which the server's
+process removes when it ends. If it is killed, whoever started the run does:
+``truststram run`` gives Flower a folder for temporary files of its own and removes all
+of it. What a killed server of another kind leaves behind, the next simulation removes:
+the server's process holds a lock on its folder, so a folder without one is nobody's. In
+no case are the keys in the app, in the run config or in the run's folder.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
 import os
 import shutil
@@ -33,6 +37,9 @@ __all__ = ["Automatic", "create", "find"]
 # Runs of this process, by Flower's id. The last few: tests make many.
 _RUNS: dict[int, Automatic] = {}
 MOST_RUNS = 8
+# Of a folder: a file that the server's process keeps locked while it lives.
+OWNER = "owner"
+_OWNERS: dict[Path, int] = {}
 
 
 @dataclass(frozen=True)
@@ -98,20 +105,47 @@ def find(run: int) -> Automatic:
     return _RUNS.get(run) or _read(run)
 
 
-def _folder(run: int) -> Path:
+def _folder(run: int | str) -> Path:
     return Path(tempfile.gettempdir()) / f"truststram-{os.geteuid()}-secure-{run}"
 
 
 def _write(folder: Path, made: Automatic) -> None:
+    _remove_abandoned()
     if folder.exists() and _is_ours(folder):  # of a run that was continued
         shutil.rmtree(folder)
     folder.mkdir(mode=0o700)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _own(folder)
     if made.key is not None:
         made.key.save(folder)
     # Last: whoever finds it finds everything.
     text = json.dumps([made.nodes, made.key is not None, made.secret.hex()])
     write_secret(folder / "federation.key", text.encode())
+
+
+def _own(folder: Path) -> None:
+    """Lock a file in the folder until this process ends, however it ends."""
+    if folder in _OWNERS:
+        os.close(_OWNERS.pop(folder))
+    new = folder / f"{OWNER}.new"
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    new.rename(folder / OWNER)  # nobody finds it before it is locked
+    _OWNERS[folder] = descriptor
+
+
+def _remove_abandoned() -> None:
+    """Remove this user's folders whose process has ended without doing so."""
+    pattern = _folder("*")
+    for folder in pattern.parent.glob(pattern.name):
+        try:
+            with (folder / OWNER).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                abandoned = _is_ours(folder)
+        except OSError:  # its process lives, or has not locked it yet, or removes it
+            continue
+        if abandoned:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @lru_cache(maxsize=4)

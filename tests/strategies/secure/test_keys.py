@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from strategies.secure.keys import (
 from strategies.secure.parameters import choose
 from tests.strategies.secure.support import job_of
 from truststram._flower import make_context
+from truststram._processes import _environment
 from truststram.errors import ConfigError
 
 JOB = job_of("bfv", max_cohort=10)
@@ -141,6 +145,46 @@ def test_simulated_nodes_share_what_the_server_made(job, tmp_path, monkeypatch):
     assert (names["3"] == DECRYPTOR) == made_key.parameters.public
     again = automatic.create(run, 4, made_key, shared=True)  # a run that is continued
     assert again.secret != made.secret
+
+
+SERVER = """
+import sys, time
+from strategies.secure import automatic
+automatic.create(int(sys.argv[1]), 3, None, shared=True)
+print("made", flush=True)
+time.sleep(60)
+"""
+
+
+def test_keys_of_a_killed_simulation_are_removed_by_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    root = Path(__file__).resolve().parents[3]
+    variables = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", SERVER, "1"]
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout.readline() == b"made\n"
+            automatic.create(2, 3, None, shared=True)
+            names = {path.name.split("-")[-1] for path in tmp_path.iterdir()}
+            assert names == {"1", "2"}  # both servers live
+        finally:
+            server.kill()
+    assert len(list(tmp_path.iterdir())) == 2
+    automatic.create(3, 3, None, shared=True)
+    names = {path.name.split("-")[-1] for path in tmp_path.iterdir()}
+    assert names == {"2", "3"}
+
+
+def test_the_processes_of_a_run_leave_nothing_outside_its_folder(tmp_path):
+    show = "import tempfile; print(tempfile.gettempdir())"
+    done = subprocess.run(
+        [sys.executable, "-c", show],
+        env=_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(done.stdout.strip()) == tmp_path
 
 
 def test_keys_of_simulations_are_not_found_where_others_could_put_them(
