@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -16,9 +17,14 @@ __all__ = ["pack", "read_file", "unpack"]
 MAX_FILE = 1 << 28
 MAX_UNPACKED = 1 << 29
 MAX_ENTRIES = 64
+MAX_DIRECTORY = 1 << 16
 # Deflate cannot pack better than 1032:1; honest graphs reach 12:1.
 MAX_RATIO = 200
 _SMALL = 1 << 20
+# The record at the end: signature, disks, entries (twice), size and place of the
+# directory, length of a comment (APPNOTE.TXT 4.3.16); before it, the locator of zip64.
+_END, _SIGNATURE = struct.Struct("<4s4H2LH"), b"PK\5\6"
+_ZIP64_SIGNATURE, _ZIP64_SIZE = b"PK\6\7", 20
 
 
 def read_file(path: Path) -> bytes:
@@ -55,8 +61,10 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 def unpack(data: bytes) -> dict[str, bytes]:
     """Return the files of an untrusted archive, by name.
 
-    Number, declared sizes and names are checked before anything is unpacked, and no
-    entry is read beyond its declared size. Nothing is written to disk.
+    The end record is read before ``zipfile`` parses a directory, whose size and number
+    of entries it bounds. Number, declared sizes and names are checked before anything
+    is unpacked, and no entry is read beyond its declared size. Nothing is written to
+    disk.
 
     Raises
     ------
@@ -66,6 +74,7 @@ def unpack(data: bytes) -> dict[str, bytes]:
     """
     if len(data) > MAX_FILE:
         raise ProtocolError("plan-size", f"a plan has at most {MAX_FILE} bytes")
+    _check_end(data)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
@@ -75,6 +84,21 @@ def unpack(data: bytes) -> dict[str, bytes]:
         raise ProtocolError("plan-archive", type(error).__name__) from None
     except (NotImplementedError, RuntimeError, OverflowError) as error:
         raise ProtocolError("plan-archive", type(error).__name__) from None
+
+
+def _check_end(data: bytes) -> None:
+    """Refuse a long directory, by an end record that zipfile finds at the same place.
+
+    Without a comment it is the last thing in the file; without zip64 it has the sizes.
+    """
+    if len(data) < _END.size:
+        raise ProtocolError("plan-archive", "it is too short")
+    last = data[-_END.size - _ZIP64_SIZE :]
+    signature, *_, entries, size, _, comment = _END.unpack(last[-_END.size :])
+    if signature != _SIGNATURE or comment or last.startswith(_ZIP64_SIGNATURE):
+        raise ProtocolError("plan-archive", "it does not end as a plain archive")
+    if entries > MAX_ENTRIES or size > MAX_DIRECTORY:
+        raise ProtocolError("plan-size", f"a plan has at most {MAX_ENTRIES} files")
 
 
 def _check(entries: list[zipfile.ZipInfo]) -> None:

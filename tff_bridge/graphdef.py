@@ -26,9 +26,13 @@ __all__ = ["Contents", "scan"]
 
 MAX_NODES = 200_000
 MAX_DEPTH = 16
+MAX_FIELDS = 1 << 23
+# As many dimensions as a tensor of TensorFlow may have.
+MAX_DIMS = 254
 MAX_CONSTANT = 1 << 28
 # Names of library functions that TensorFlow's tracing makes. No operator is called so:
 # a function cannot stand in for an operator.
+_OPERATOR = re.compile(r"[A-Za-z_][A-Za-z0-9_.>]{0,500}")
 _FUNCTION = re.compile(r"__[A-Za-z0-9_.]{1,500}")
 _DEVICES = ("", "/device:CPU:0")
 # Bytes of an element by tensorflow.DataType; strings and variants count as pointers.
@@ -61,6 +65,7 @@ class Contents:
     nodes: int = 0
     constant_bytes: int = 0
     _called: set[str] = field(default_factory=set)
+    _fields: int = 0
 
 
 def scan(graph: bytes) -> Contents:
@@ -75,11 +80,12 @@ def scan(graph: bytes) -> Contents:
     ------
     ProtocolError
         ``graph-format`` if it is not a plain GraphDef, ``graph-size`` for too many
-        nodes or too large constants, ``graph-function`` for a call of a function that
-        the graph does not have, ``graph-device`` for another device than the CPU.
+        nodes or fields or too large constants, ``graph-function`` for a call of a
+        function that the graph does not have, ``graph-device`` for another device than
+        the CPU.
     """
     found, data = Contents(), memoryview(graph)
-    for number, value in _fields(data, (0, len(data)), "graph"):
+    for number, value in _fields(data, (0, len(data)), "graph", found):
         if number == 1:
             _node(data, value, found)
         elif number == 2:
@@ -136,44 +142,50 @@ _MESSAGES: dict[str, dict[int, int]] = {
 
 
 def _library(data: memoryview, span: Span, found: Contents) -> None:
-    for _, function in _fields(data, span, "library"):
-        for number, value in _fields(data, function, "function"):
+    for _, function in _fields(data, span, "library", found):
+        for number, value in _fields(data, function, "function", found):
             if number == 1:
-                signature = list(_fields(data, value, "signature"))
-                found.functions.add(_function_name(data, signature))
+                found.functions.add(_function_name(data, value, found))
             elif number == 3:
                 _node(data, value, found)
             elif number == 5:
                 _entry(data, value, found)
 
 
-def _function_name(data: memoryview, signature: list[tuple[int, Span]]) -> str:
-    names = [_text(data, value) for number, value in signature if number == 1]
-    if len(names) != 1 or not _FUNCTION.fullmatch(names[0]):
+def _function_name(data: memoryview, span: Span, found: Contents) -> str:
+    name: str | None = None
+    for number, value in _fields(data, span, "signature", found):
+        if number == 1:
+            if name is not None:
+                raise _wrong("format", "a library function has two names")
+            name = _text(data, value)
+    if name is None or not _FUNCTION.fullmatch(name):
         raise _wrong("format", "a library function has an unusual name")
-    return names[0]
+    return name
 
 
 def _node(data: memoryview, span: Span, found: Contents) -> None:
     found.nodes += 1
     if found.nodes > MAX_NODES:
         raise _wrong("size", f"more than {MAX_NODES} nodes")
-    ops = []
-    for number, value in _fields(data, span, "node"):
+    op: str | None = None
+    for number, value in _fields(data, span, "node", found):
         if number == 2:
-            ops.append(_text(data, value))
+            if op is not None:
+                raise _wrong("format", "a node must name one operator")
+            op = _text(data, value)
         elif number == 4 and _text(data, value) not in _DEVICES:
             raise _wrong("device", "a node asks for another device than the CPU")
         elif number == 5:
             _entry(data, value, found)
-    if len(ops) != 1 or not ops[0]:
+    if op is None or not _OPERATOR.fullmatch(op):
         raise _wrong("format", "a node must name one operator")
-    found.ops.add(ops[0])
+    found.ops.add(op)
 
 
 def _entry(data: memoryview, span: Span, found: Contents, depth: int = 0) -> None:
     """Walk one entry of a map from names to attributes."""
-    for number, value in _fields(data, span, "entry"):
+    for number, value in _fields(data, span, "entry", found):
         if number == 2:
             _attr(data, value, found, depth)
 
@@ -182,9 +194,9 @@ def _attr(data: memoryview, span: Span, found: Contents, depth: int) -> None:
     """Note the constants and the called functions in an attribute's value."""
     if depth > MAX_DEPTH:
         raise _wrong("format", f"attributes nested more than {MAX_DEPTH} deep")
-    for number, value in _fields(data, span, "attr"):
+    for number, value in _fields(data, span, "attr", found):
         if number == 1:
-            for inner, item in _fields(data, value, "list"):
+            for inner, item in _fields(data, value, "list", found):
                 if inner == 8:
                     _tensor(data, item, found)
                 elif inner == 9:
@@ -196,33 +208,47 @@ def _attr(data: memoryview, span: Span, found: Contents, depth: int) -> None:
 
 
 def _func(data: memoryview, span: Span, found: Contents, depth: int) -> None:
-    for number, value in _fields(data, span, "func"):
+    for number, value in _fields(data, span, "func", found):
         if number == 1:
             name = _text(data, value)
             if name:
                 found._called.add(name)
+                if len(found._called) > MAX_NODES:
+                    raise _wrong("size", f"more than {MAX_NODES} called functions")
         else:
             _entry(data, value, found, depth + 1)
 
 
 def _tensor(data: memoryview, span: Span, found: Contents) -> None:
     """Add the memory of a constant, whose few bytes may stand for a large shape."""
-    dtype, sizes = 0, [1]
-    for number, value in _fields(data, span, "tensor"):
+    dtype, sizes = 0, list[int]()
+    for number, value in _fields(data, span, "tensor", found):
         if number == 1:
             dtype = value[0]
         elif number == 2:
-            for kind, dim in _fields(data, value, "shape"):
+            for kind, dim in _fields(data, value, "shape", found):
                 if kind == 2:
-                    sizes += [v[0] for n, v in _fields(data, dim, "dim") if n == 1]
+                    sizes += _dims(data, dim, found)
+                    if len(sizes) > MAX_DIMS:
+                        raise _wrong("size", f"more than {MAX_DIMS} dimensions")
     if dtype not in _ITEM:
         raise _wrong("format", f"a constant of data type {dtype}")
-    found.constant_bytes += math.prod(sizes) * _ITEM[dtype]
+    found.constant_bytes += _ITEM[dtype] * math.prod(sizes)  # of few sizes
     if found.constant_bytes > MAX_CONSTANT:
         raise _wrong("size", f"constants of more than {MAX_CONSTANT} bytes")
 
 
-def _fields(data: memoryview, span: Span, message: str) -> Iterator[tuple[int, Span]]:
+def _dims(data: memoryview, span: Span, found: Contents) -> list[int]:
+    """Return the sizes that one dimension has: at most one, or protobuf takes any."""
+    sizes = [v[0] for n, v in _fields(data, span, "dim", found) if n == 1]
+    if len(sizes) > 1:
+        raise _wrong("format", "a dimension has two sizes")
+    return sizes
+
+
+def _fields(
+    data: memoryview, span: Span, message: str, found: Contents
+) -> Iterator[tuple[int, Span]]:
     """Yield (number, value) of each field of a message in ``span``.
 
     A value is the span of its bytes; of a varint it is (number, 0).
@@ -230,6 +256,9 @@ def _fields(data: memoryview, span: Span, message: str) -> Iterator[tuple[int, S
     allowed = _MESSAGES[message]
     at, end = span
     while at < end:
+        found._fields += 1
+        if found._fields > MAX_FIELDS:
+            raise _wrong("size", f"more than {MAX_FIELDS} fields")
         key, at = _varint(data, at, end)
         number, wire = key >> 3, key & 7
         if allowed.get(number) != wire:

@@ -47,6 +47,12 @@ DTYPES = (
 _TENSOR = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_./>-]{0,500}:[0-9]{1,5}")
 _OPERATION = re.compile(r"([A-Za-z0-9_.][A-Za-z0-9_./>-]{0,500})?")
 Kind = TypeVar("Kind")
+# What is read of a job that has a training; PlanKeys and the ordinary keys.
+_WORDS = ("server.optimizer", "tff.algorithm", "tff.aggregator")
+_NUMBERS = ("train.lr", "train.momentum", "server.lr", "server.momentum")
+_COUNTS = ("train.local-epochs", "train.batch-size")
+_WEIGHTING = re.compile("examples|uniform")
+MAX_COUNT = (1 << 31) - 1
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -121,15 +127,17 @@ def decode(content: bytes) -> Parts:
         for name, shape in _mapping(top["parameters"]).items()
     }
     parts = Parts(
-        job=_mapping(top["job"]),
-        built_with={k: _text(v) for k, v in _mapping(top["built_with"]).items()},
+        job=_job(top["job"]),
+        built_with={_text(k): _text(v) for k, v in _mapping(top["built_with"]).items()},
         programs={n: _program(p) for n, p in _mapping(top["programs"]).items()},
         parameters=parameters,
         privacy=None if top["privacy"] is None else _mapping(top["privacy"]),
-        files={name: _file(entry) for name, entry in _mapping(top["files"]).items()},
+        files={_text(n): _file(entry) for n, entry in _mapping(top["files"]).items()},
     )
     if not parts.programs or not set(parts.programs) <= set(PROGRAMS):
         raise _wrong(f"programs are some of {', '.join(PROGRAMS)}")
+    if "train" in parts.programs or not parts.job.get("tff.computation"):
+        _check_training(parts.job)
     for name, program in parts.programs.items():
         check_pieces(name, program, list(parameters.values()))
     return parts
@@ -156,6 +164,32 @@ def with_graphs(parts: Parts, files: Mapping[str, bytes]) -> dict[str, Program]:
         )
         for name, program in parts.programs.items()
     }
+
+
+def _job(raw: Any) -> dict[str, Any]:
+    """Return a job's keys: names and plain values, one of them the task's name."""
+    found = _mapping(raw)
+    for name, value in found.items():
+        _text(name)
+        if isinstance(value, str):
+            _text(value)
+        elif not isinstance(value, int | float) or not math.isfinite(value):
+            raise _wrong("a job has texts, finite numbers and truth values")
+    _text(found.get("task.name"))
+    _text(found.get("tff.computation", ""))
+    return found
+
+
+def _check_training(job: Mapping[str, Any]) -> None:
+    """Check the keys of a training: everybody may read them then."""
+    for name in _WORDS:
+        _text(job.get(name))
+    _text(job.get("tff.weighting"), _WEIGHTING)
+    for name in _NUMBERS:
+        if type(job.get(name)) not in (int, float):
+            raise _wrong(f"the job's {name} is no number")
+    for name in _COUNTS:
+        _integer(job.get(name), 1, MAX_COUNT)
 
 
 def _program(raw: Any) -> Program:
@@ -251,8 +285,11 @@ def _list(raw: Any) -> list[Any]:
 
 
 def _text(raw: Any, pattern: re.Pattern[str] | None = None) -> str:
+    """Return a text without characters that could change what a terminal shows."""
     found = _typed(raw, str)
-    if len(found) > 2000 or (pattern and not pattern.fullmatch(found)):
+    if len(found) > 2000 or not found.isprintable():
+        raise _wrong("a name or text is too long or not printable")
+    if pattern and not pattern.fullmatch(found):
         raise _wrong("a name or text is not as expected")
     return found
 

@@ -7,7 +7,8 @@ machine may hold many simulated silos, and torch beside it.
 A plan is code. Every :class:`~tff_bridge.plan.Plan` has been through
 :func:`~tff_bridge.plan.read_plan`, which looks at each operator, those of library
 functions included, before TensorFlow sees a graph. What no list of operators bounds is
-how long a graph runs: :meth:`SiloRuntime.work` has a time limit.
+how long a graph runs: every call has a time limit, the piece's own initialisation
+included. Importing a graph has none; it takes time linear in the graph's bounded size.
 
 Errors of TensorFlow hold values of tensors, which may be private data: their text goes
 to this process's log and no further.
@@ -17,11 +18,12 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
-from functools import cached_property, reduce
+from functools import cached_property
 from importlib.util import find_spec
 from logging import ERROR
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.common.logger import log
@@ -37,10 +39,13 @@ __all__ = ["CoordinatorRuntime", "PieceFunction", "SiloRuntime", "require_tensor
 # Threads in one operator: one, so that sums do not depend on the machine. Operators at
 # the same time: those of several simulated silos.
 WITHIN, AT_ONCE = 1, min(4, os.cpu_count() or 1)
+# Seconds for one call, whatever the job says: no graph runs for ever.
+MAX_SECONDS = 86_400.0
 # Parts of a metric's place in TFF's structure that tell nothing.
 _NOT_TOLD = ("metrics", "client_work")
 
 _importing = threading.Lock()
+Result = TypeVar("Result")
 
 
 def require_tensorflow(who: str) -> None:
@@ -84,21 +89,9 @@ class PieceFunction:
 
     def __init__(self, piece: Piece, name: str) -> None:
         self._name = name
-        tf = tensorflow()
-        graph = tf.compat.v1.GraphDef.FromString(piece.graph)
-        wrapped = tf.compat.v1.wrap_function(
-            lambda: tf.compat.v1.import_graph_def(graph, name=""), []
-        )
-        tensor = wrapped.graph.get_tensor_by_name
-        tokens = [tensor(piece.token)] if piece.token else []
-        self._tokens = [tf.constant("")] * len(tokens)
         self._initialize: Callable[..., Any] | None = None
-        if piece.initialize:
-            operation = wrapped.graph.get_operation_by_name(piece.initialize)
-            self._initialize = wrapped.prune(tokens, [operation])
-        inputs = [tensor(leaf.tensor) for leaf in piece.inputs]
-        outputs = [tensor(leaf.tensor) for leaf in piece.outputs]
-        self._function = wrapped.prune(inputs + tokens, outputs)
+        tensorflow()
+        _guarded(name, lambda: self._load(piece))
 
     def __call__(self, *arguments: Any, seconds: float | None = None) -> Leaves:
         """Return the results for arrays (or a dataset's variant), in flat order.
@@ -108,23 +101,34 @@ class PieceFunction:
         RunError
             If TensorFlow cannot compute it, or not in ``seconds``.
         """
+        limit = MAX_SECONDS if seconds is None else min(seconds, MAX_SECONDS)
+        return _guarded(self._name, lambda: self._run(arguments, limit), limit)
+
+    def _load(self, piece: Piece) -> None:
+        """Import the graph and cut out what is called."""
         tf = tensorflow()
-        given = [tf.constant(x) if isinstance(x, np.ndarray) else x for x in arguments]
-        try:
-            if self._initialize is not None:
-                self._initialize(*self._tokens)
-            results = _in_time(self._flat, [*given, *self._tokens], seconds)
-            return [np.asarray(x.numpy()) for x in results]
-        except Exception as error:  # noqa: BLE001  # TensorFlow raises many kinds
-            kind = type(error).__name__
-            log(ERROR, "TensorFlow could not run %s: %s", self._name, error)
-        # Outside the handler, so that the error has no context to be printed.
-        if kind == "CancelledError":
-            raise RunError(f"tff.plan: {self._name} took more than {seconds:g} seconds")
-        raise RunError(
-            f"tff.plan: TensorFlow could not run {self._name} ({kind}); what it says "
-            "is in the log of this machine"
+        graph = tf.compat.v1.GraphDef.FromString(piece.graph)
+        wrapped = tf.compat.v1.wrap_function(
+            lambda: tf.compat.v1.import_graph_def(graph, name=""), []
         )
+        tensor = wrapped.graph.get_tensor_by_name
+        tokens = [tensor(piece.token)] if piece.token else []
+        self._tokens = [tf.constant("")] * len(tokens)
+        if piece.initialize:
+            operation = wrapped.graph.get_operation_by_name(piece.initialize)
+            self._initialize = wrapped.prune(tokens, [operation])
+        inputs = [tensor(leaf.tensor) for leaf in piece.inputs]
+        outputs = [tensor(leaf.tensor) for leaf in piece.outputs]
+        self._function = wrapped.prune(inputs + tokens, outputs)
+
+    def _run(self, arguments: Sequence[Any], seconds: float) -> Leaves:
+        tf, end = tensorflow(), time.monotonic() + seconds
+        given = [tf.constant(x) if isinstance(x, np.ndarray) else x for x in arguments]
+        if self._initialize is not None:
+            _in_time(self._initialize, self._tokens, seconds)
+        left = max(0.0, end - time.monotonic())
+        results = _in_time(self._flat, [*given, *self._tokens], left)
+        return [np.asarray(x.numpy()) for x in results]
 
     def _flat(self, *tensors: Any) -> Sequence[Any]:
         """Call the graph.
@@ -136,12 +140,24 @@ class PieceFunction:
         return function._call_flat(list(tensors), function.captured_inputs)  # type: ignore[no-any-return]  # untyped
 
 
-def _in_time(
-    function: Any, arguments: Sequence[Any], seconds: float | None
-) -> Sequence[Any]:
+def _guarded(name: str, call: Callable[[], Result], seconds: float = 0.0) -> Result:
+    """Return what ``call`` returns; of an error only the kind leaves this machine."""
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001  # TensorFlow raises many kinds
+        kind = type(error).__name__
+        log(ERROR, "TensorFlow could not run %s: %s", name, error)
+    # Outside the handler, so that the error has no context to be printed.
+    if kind == "CancelledError":
+        raise RunError(f"tff.plan: {name} took more than {seconds:g} seconds")
+    raise RunError(
+        f"tff.plan: TensorFlow could not run {name} ({kind}); what it says is in the "
+        "log of this machine"
+    )
+
+
+def _in_time(function: Any, arguments: Sequence[Any], seconds: float) -> Sequence[Any]:
     """Call a concrete function, which is cancelled after ``seconds``."""
-    if seconds is None:
-        return function(*arguments)  # type: ignore[no-any-return]  # untyped
     from tensorflow.python.eager.cancellation import CancellationManager
 
     manager = CancellationManager()
@@ -197,9 +213,8 @@ class SiloRuntime:
         x, y : arrays of n examples and labels
             Of the plan's dtypes.
         order : int64 array of shape (epochs, n)
-            The order of the examples in each pass, for which they are copied once a
-            pass. The last batch of a pass holds what is left; batches never span two
-            passes.
+            The order of the examples in each pass; one pass at a time is copied. The
+            last batch of a pass holds what is left; batches never span two passes.
         batch_size : int
         prepared : sequence of arrays
             The leaves of ``prepare``.
@@ -211,31 +226,36 @@ class SiloRuntime:
         RunError
             As :class:`PieceFunction`.
         """
-        data = self._dataset(x[order], y[order], np.int64(batch_size), len(order))
+        given = (x, y, order, np.int64(batch_size))
+        data = _guarded("work", lambda: self._dataset(*given))
         return self._pieces["work"](data, *prepared, seconds=seconds)
 
     @cached_property
     def _dataset(self) -> Any:
-        """Return a function from arrays (passes, n, ...) to what ``work`` takes."""
+        """Return a function from x, y, order and batch size to what ``work`` takes."""
         tf = tensorflow()
         # Rewriting the pipeline before each pass takes longer than small silos train.
         options = tf.data.Options()
         options.experimental_optimization.apply_default_optimizations = False
         options.autotune.enabled = False
         options.deterministic = True
+        slices = tf.data.Dataset.from_tensor_slices
 
-        def batches(x: Any, y: Any, size: Any, passes: int) -> Any:
-            slices = tf.data.Dataset.from_tensor_slices
-            # One data set a pass: a function over passes is made anew in every call.
-            each = [slices((x[i], y[i])).batch(size) for i in range(passes)]
-            data = reduce(lambda a, b: a.concatenate(b), each)
+        def batches(x: Any, y: Any, order: Any, size: Any) -> Any:
+            def one_pass(rows: Any) -> Any:
+                return slices((tf.gather(x, rows), tf.gather(y, rows))).batch(size)
+
+            data = slices(order).flat_map(one_pass)
             return tf.data.experimental.to_variant(data.with_options(options))
 
         return tf.function(batches, autograph=False, reduce_retracing=True)
 
 
 class CoordinatorRuntime:
-    """Executes the server's pieces: a :class:`tff_bridge.strategy.Coordinator`.
+    """Executes the server's pieces.
+
+    A :class:`tff_bridge.strategy.Coordinator` for training, and a
+    :class:`tff_bridge.analytics_server.Summing` for computations.
 
     Parameters
     ----------
@@ -269,6 +289,19 @@ class CoordinatorRuntime:
             if value.shape == () and value.dtype.kind in "iuf"
         }
         return found[: len(state)], metrics
+
+    def zero(self) -> Leaves:
+        """Return the total of no silos."""
+        return self._pieces["zero"]()
+
+    def accumulate(self, total: Leaves, sent: Leaves) -> Leaves:
+        """Return the total with one more silo."""
+        return self._pieces["accumulate"](*total, *sent)
+
+    def result(self, state: Leaves, total: Leaves) -> Leaves:
+        """Return the result of a computation for the total of all silos."""
+        found = self._pieces["update"](*state, *self.report(total))
+        return found[len(state) :]
 
 
 def metric_name(path: str) -> str:

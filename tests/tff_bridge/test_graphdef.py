@@ -69,6 +69,8 @@ def test_a_constant_in_a_function_or_list_counts_too():
         (graph(text(1, "n")), "format"),
         (graph(node("")), "format"),
         (graph(node("Réad")), "format"),
+        (graph(node("\x1b[2J")), "format"),
+        (graph(text(1, "n") + text(2, "") + text(2, "Add")), "format"),
         # Fields and wire types that a GraphDef does not have.
         (graph(node("Add")) + text(9, "x"), "format"),
         (graph(node("Add")) + number(1, 5), "format"),
@@ -88,6 +90,23 @@ def test_what_is_no_plain_graph_is_refused(data, code):
     assert refused(data) == f"graph-{code}"
 
 
+def test_the_walk_is_bounded_by_fields_and_dimensions(monkeypatch):
+    assert scan(graph(constant((1,) * 254))).constant_bytes == 4
+    assert refused(graph(constant((1,) * 255))) == "graph-size"
+    # 2000 dimensions of 63 bits make a number of 126,000 bits: it is never computed.
+    monkeypatch.setattr(graphdef.math, "prod", None)
+    assert refused(graph(constant(((1 << 63) - 1,) * 2000))) == "graph-size"
+    monkeypatch.undo()
+    twice = text(2, text(2, number(1, 1) + number(1, 1 << 40)))
+    tensor = attribute("value", text(8, number(1, 1) + twice))
+    assert refused(graph(node("Const", tensor))) == "graph-format"
+    data = graph(functions=(function("__f_1"),))
+    count = scan(data)._fields
+    monkeypatch.setattr(graphdef, "MAX_FIELDS", count)
+    assert scan(data)
+    assert refused(graph(node("Add")) + data) == "graph-size"
+
+
 def test_nested_attributes_end():
     deep = calls("__f_1")
     for _ in range(40):
@@ -97,6 +116,12 @@ def test_nested_attributes_end():
 
 
 def test_the_number_of_nodes_is_bounded(monkeypatch):
+    both = node("If", attribute("a", calls("__a")), attribute("b", calls("__b")))
+    named = (function("__a"), function("__b"))
+    assert scan(graph(both, functions=named))
+    with monkeypatch.context() as patch:
+        patch.setattr(graphdef, "MAX_NODES", 1)
+        assert refused(graph(both, functions=named)) == "graph-size"
     monkeypatch.setattr(graphdef, "MAX_NODES", 3)
     assert scan(graph(*[node("Add")] * 3)).nodes == 3
     assert refused(graph(*[node("Add")] * 4)) == "graph-size"

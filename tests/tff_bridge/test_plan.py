@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import struct
 import zipfile
 
 import numpy as np
@@ -146,6 +147,21 @@ def test_archives_are_bounded_before_they_are_unpacked(monkeypatch, tmp_path):
     assert code(read_plan, tmp_path / "big") == "plan-size"
 
 
+def test_a_long_directory_is_never_parsed(monkeypatch):
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    record = struct.Struct("<4s4H2LH")
+    for entries, size, more, expected in (
+        (65, 100, b"", "plan-size"),
+        (64, (1 << 16) + 1, b"", "plan-size"),
+        (1, 100, b"comment", "plan-archive"),
+    ):
+        end = record.pack(b"PK\5\6", 0, 0, entries, entries, size, 0, len(more))
+        assert code(archive.unpack, bytes(1000) + end + more) == expected
+    locator = b"PK\6\7" + bytes(16)  # zip64: its own record has the sizes
+    end = record.pack(b"PK\5\6", 0, 0, 1, 1, 100, 0, 0)
+    assert code(archive.unpack, bytes(1000) + locator + end) == "plan-archive"
+
+
 def test_unusual_archives_are_refused(tmp_path):
     twice = zipped({**files(), "plan.jsoX": b"{}"}).replace(b"plan.jsoX", b"plan.json")
     assert code(read_plan, twice) == "plan-archive"
@@ -166,6 +182,21 @@ WRONG = [
     (("format",), "zip", "manifest"),
     (("extra",), 1, "manifest"),
     (("job",), "x", "manifest"),
+    (("job",), {}, "manifest"),
+    (("job", "task.name"), GONE, "manifest"),
+    (("job", "task.name"), ["x"], "manifest"),
+    (("job", "task.name"), "\x1b[2K", "manifest"),
+    (("job", "x\ny"), 1, "manifest"),
+    (("job", "server.lr"), "1", "manifest"),
+    (("job", "server.lr"), True, "manifest"),
+    (("job", "train.lr"), float("inf"), "manifest"),
+    (("job", "server.optimizer"), GONE, "manifest"),
+    (("job", "tff.weighting"), "secret", "manifest"),
+    (("job", "train.local-epochs"), 0, "manifest"),
+    (("job", "train.batch-size"), 2.0, "manifest"),
+    (("job", "tff.computation"), 3, "manifest"),
+    (("built_with",), {"a\rb": "1"}, "manifest"),
+    (("files", "a\x07"), [1, "0" * 64], "manifest"),
     (("privacy",), 3, "manifest"),
     (("built_with",), {"tf": 2}, "manifest"),
     (("files",), {}, "file"),
@@ -198,6 +229,8 @@ WRONG = [
     ((*SENT, "tensor"), "no-number", "manifest"),
     ((*SENT, "tensor"), "a:0;b:0", "manifest"),
     ((*SENT, "path"), "x" * 3000, "manifest"),
+    ((*SENT, "path"), "a\x1b[1A", "manifest"),
+    ((*SENT, "path"), "a\u202eb", "manifest"),
     ((*SENT, "role"), "boss", "manifest"),
     ((*SENT, "role"), GONE, "manifest"),
     ((*SENT, "slot"), "bitwidth", "manifest"),

@@ -174,6 +174,28 @@ def test_a_graph_that_does_not_end_is_stopped():
     assert piece(np.array(3, np.float32), seconds=5)[0] == 3  # and goes on
 
 
+def test_an_initialisation_that_does_not_end_is_stopped():
+    import tensorflow as tf
+
+    with tf.Graph().as_default() as graph:
+        zero = tf.compat.v1.placeholder_with_default(0.0, ())
+        loop = tf.while_loop(lambda v: v < 2.0, lambda v: v * 0.5, [zero])[0]
+        out = tf.constant(1.0)
+    data = graph.as_graph_def().SerializeToString()
+    piece = Piece((), (Leaf("x", out.name, "float32", ()),), loop.op.name, graph=data)
+    start = time.monotonic()
+    with pytest.raises(RunError, match=r"init took more than 0\.5 seconds"):
+        PieceFunction(piece, "init")(seconds=0.5)
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("graph", [b"", b"\xff", b"\x0a\x09\x0a\x01x\x12\x04Nope"])
+def test_a_graph_that_tensorflow_cannot_load_is_one_sentence(graph):
+    piece = Piece((), (Leaf("x", "gone:0", "float32", ()),), graph=graph)
+    with pytest.raises(RunError, match=r"could not run work .*log of this machine"):
+        PieceFunction(piece, "work")
+
+
 def test_the_text_of_an_error_stays_on_the_machine(capsys):
     """``Assert`` prints tensors: they may be private data."""
 
@@ -195,13 +217,13 @@ def test_gaps_between_stitched_rows_are_no_old_memory():
     def remains(make) -> bool:
         found = False
         for size in (20, 1000, 60_000) * 5:
-            freed = [tf.fill([size], 12345.0) + 1 for _ in range(3)]
+            freed = [tf.fill([size], 12345) + 1 for _ in range(3)]
             del freed
             found |= bool(np.any(make(size).numpy()))
         return found
 
-    last = np.zeros(1, np.float32)
+    last = np.zeros(1, np.int32)
     ops = tf.raw_ops
     assert not remains(lambda n: ops.DynamicStitch(indices=[[n - 1]], data=[last]))
     # That memory is there to be seen.
-    assert remains(lambda n: ops.Empty(shape=[n], dtype=tf.float32, init=False))
+    assert remains(lambda n: ops.Empty(shape=[n], dtype=tf.int32, init=False))
