@@ -136,8 +136,9 @@ class SecureSum(StrategyLayer):
             m for m in messages if m.metadata.dst_node_id not in federation.decryptors
         ]
         model = model_of(messages)
-        self._told.begin(model)
-        if not self._groups:  # all of them are asked in every round
+        if messages:
+            self._told.begin(model)
+        if messages and not self._groups:  # of groups all nodes are asked anyway
             messages = self._readdressed(messages)
         self._request = Request(
             UPDATE,
@@ -278,8 +279,12 @@ class SecureSum(StrategyLayer):
             return False
         return True
 
-    def _names(self, replies: Sequence[Verified]) -> list[str]:
-        return [self.name_of(reply.metadata.src_node_id) for reply, _ in replies]
+    def _names(self, replies: Sequence[Verified]) -> dict[str, str]:
+        """Return who has replied: name in the roster -> the server's name."""
+        return {
+            frame.member.name: self.name_of(reply.metadata.src_node_id)
+            for reply, frame in replies
+        }
 
     def _means(self, sets: Sequence[list[Verified]], intake: Intake) -> list[Message]:
         """Return one reply for each set whose sum was decrypted and is right."""
@@ -294,9 +299,11 @@ class SecureSum(StrategyLayer):
             self._told.turn,
             AGREE if self._told.complete and not self.federation.decryptors else 1,
         )
-        nodes = [reply.metadata.src_node_id for found in sets for reply, _ in found]
         parts = [intake.added(found) for found in sets]
-        opening(parts, list(self.federation.decryptors) or nodes)
+        replies = [verified for found in sets for verified in found]
+        nodes = {r.metadata.src_node_id: frame.member.name for r, frame in replies}
+        decryptors = dict.fromkeys(self.federation.decryptors, "")
+        opening(parts, decryptors or nodes)
         self._tell_stage(OPEN, opening.phases)
         means = []
         for found, part in zip(sets, parts, strict=True):

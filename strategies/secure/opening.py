@@ -18,7 +18,7 @@ otherwise.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -125,16 +125,18 @@ class Opening:
         self.reasons: list[ProtocolError] = []
         self.phases: list[Phase] = []
 
-    def __call__(self, parts: Sequence[Part], holders: Sequence[int]) -> None:
+    def __call__(self, parts: Sequence[Part], holders: Mapping[int, str]) -> None:
         """Decrypt ``parts``; those without a ``result`` afterwards could not be.
 
         Parameters
         ----------
         parts : sequence of Part
-        holders : sequence of int
-            Flower ids of nodes that have the key.
+        holders : mapping
+            Flower ids of nodes that have the key -> their names, which decide who is
+            asked first: a node that was started again may have another id.
         """
-        orders = [sorted(holders, key=self._rank) for _ in parts]
+        first = sorted(holders, key=lambda node: (self._rank(holders[node]), node))
+        orders = [list(first) for _ in parts]
         deadline = self._terms.job.round.deadline
         exchange = Exchange(self._grid, deadline, 1.0, order=lambda n: (n, ""))
         careful = self._believed < self._agree
@@ -154,8 +156,8 @@ class Opening:
             if not messages or all(part.final for part in parts):
                 return
 
-    def _rank(self, node: int) -> bytes:
-        text = f"{self._request.model} {self._turn} {node}"
+    def _rank(self, name: str) -> bytes:
+        text = f"{self._request.model} {self._turn} {name}"
         return hashlib.sha256(text.encode()).digest()
 
     def _message(self, part: Part, index: int, node: int) -> Message:

@@ -32,8 +32,9 @@ class Told:
     ----------
     model : str
         Its hash.
-    sets : list of list of str
-        Stable names of who was in each sum that may have been told.
+    sets : list of dict
+        Of each sum that may have been told, who was in it: name in the roster -> the
+        server's name of the node, by which it can be asked again.
     turn : int
         Rounds that failed for this model, each of which lets others decrypt the next.
     complete : bool
@@ -41,7 +42,7 @@ class Told:
     """
 
     model: str = ""
-    sets: list[list[str]] = field(default_factory=list)
+    sets: list[dict[str, str]] = field(default_factory=list)
     turn: int = 0
     complete: bool = False
     _begun: bool = False
@@ -53,27 +54,27 @@ class Told:
             self.complete = self._begun
         self._begun = True
 
-    def allows(self, names: Collection[str]) -> bool:
+    def allows(self, members: Collection[str]) -> bool:
         """Return whether no node could be told by subtraction from this sum."""
-        new = set(names)
+        new = set(members)
         return all(new == set(one) or new.isdisjoint(one) for one in self.sets)
 
-    def add(self, names: Collection[str]) -> None:
+    def add(self, members: Mapping[str, str]) -> None:
         """Remember a sum."""
-        if sorted(names) not in self.sets:
-            self.sets.append(sorted(names))
+        if all(set(members) != set(one) for one in self.sets):
+            self.sets.append(dict(members))
 
     def cohort(self, asked: Collection[str], connected: Collection[str]) -> list[str]:
-        """Return whom to ask in the place of ``asked``.
+        """Return whom to ask in the place of ``asked``; all are the server's names.
 
         The set of the last sum again, if all of it is connected; otherwise who was in
         no sum yet.
         """
         if not self.sets:
             return list(asked)
-        if set(self.sets[-1]) <= set(connected):
-            return self.sets[-1]
-        known = {name for one in self.sets for name in one}
+        if set(self.sets[-1].values()) <= set(connected):
+            return sorted(self.sets[-1].values())
+        known = {name for one in self.sets for name in one.values()}
         return [name for name in asked if name not in known]
 
     def state(self) -> dict[str, Any]:
@@ -83,5 +84,5 @@ class Told:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Told:
         """Return what :meth:`state` was made of."""
-        sets = [[str(name) for name in one] for one in state["sets"]]
+        sets = [{str(k): str(v) for k, v in one.items()} for one in state["sets"]]
         return cls(str(state["model"]), sets, int(state["turn"]))

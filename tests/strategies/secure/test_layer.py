@@ -363,6 +363,11 @@ def test_after_a_failed_round_with_an_answer_only_the_same_nodes_are_summed():
     again = SecureSum(f.job, ServerSGD())
     again.load_state(f.layer.state())
     assert again._told.sets == f.layer._told.sets != []
+    # A round in which nobody can be asked forgets nothing.
+    f.layer.inner.nodes, kept = [], f.layer.inner.nodes
+    assert f.ask() == []
+    assert again._told.sets == f.layer._told.sets
+    f.layer.inner.nodes = kept
     arrays, _ = f.run()
     assert arrays is not None
     # The model has changed: the sample counts again.
