@@ -23,9 +23,9 @@ from benchmarks._report import Line, line, main, progress
 from benchmarks._tff_silos import NAME, SILOS, Silos, starting_from
 from server_app.checkpoint import load_model
 from tff_bridge import compiler
-from tff_bridge.client import order_of
 from tff_bridge.job import CrossSiloJob
 from tff_bridge.plan import Plan
+from tff_bridge.silo_data import order_of
 from tff_bridge.subprocess_tree import run_bounded
 from truststram.engine import run_local
 from truststram.job import Job, Value
@@ -41,6 +41,7 @@ INPUTS = (
     "tff_bridge/compile_plan.py",
     "tff_bridge/leaves.py",
     "tff_bridge/runtime.py",
+    "tff_bridge/silo_data.py",
     "tff_bridge/strategy.py",
 )
 # Rounds that are compared, and those before that warm up both executors.

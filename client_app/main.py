@@ -71,6 +71,16 @@ def train(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
+@app.query("compute")
+def compute(message: Message, context: Context) -> Message:
+    """Run the computation of the job's TFF plan on this node's training data."""
+    job, data = local_job(context), train_data(context)
+    if len(data) == 0:
+        raise DataError(f"node {node_of(context).name} has no training examples")
+    own = (data, job, context, is_simulated(context))
+    return Message(_tff().compute(message.content, *own), reply_to=message)
+
+
 def _tff() -> Any:
     """Return the silo's half of the bridge to TensorFlow Federated."""
     return app_module("tff_bridge.client")

@@ -62,7 +62,7 @@ def serve(job: Job, grid: Grid) -> None:
     stack.check(job)
     task = load_task(job.task.name)
     plan = _plan(job, task)
-    strategy = stack.build(job, plan.strategy if plan else None)
+    strategy = _strategy(job, plan)
     folder = RunFolder(job)
     try:
         damaged: list[str] = []
@@ -88,6 +88,13 @@ def _plan(job: Job, task: Task) -> PlanRun | None:
         return None
     loaded: PlanRun = app_module("tff_bridge.server").load(job, task)
     return loaded
+
+
+def _strategy(job: Job, plan: PlanRun | None) -> Strategy:
+    """Return the job's layers around its, or its plan's, server step."""
+    if plan and plan.alone:
+        return plan.strategy
+    return stack.build(job, plan.strategy if plan else None)
 
 
 def _run(

@@ -14,6 +14,7 @@ from typing import Any
 from truststram.errors import ConfigError, ProtocolError
 from truststram.job import Job, Value
 
+from .analytics import Analytics, checked, conflicts
 from .plan import Plan, read_plan
 from .torch_silo import SHARED
 from .training import Training
@@ -106,6 +107,13 @@ CAPABILITIES: tuple[Capability, ...] = (
     ),
     Capability(
         "task",
+        "a computation of your own",
+        True,
+        "tff.computation: one exchange; the server adds up what silos send, without "
+        "any layer",
+    ),
+    Capability(
+        "task",
         "other losses, other optimizers than SGD in silos",
         False,
         "a task of its own with train(), without tff.plan",
@@ -147,15 +155,18 @@ def read_for(path: str) -> Plan:
 
 
 def compiled_settings(path: str) -> dict[str, Value]:
-    """Return the keys of a job that the plan in a file has compiled in.
+    """Return the keys of a job that follow from the plan in a file.
 
     Raises
     ------
     ConfigError
         As :func:`read_for`.
     """
-    spec = read_for(path).job
-    return {key: spec[key] for key in ("task.name", *SHARED) if key in spec}
+    plan = read_for(path)
+    keys = {key: plan.job[key] for key in ("task.name", *SHARED) if key in plan.job}
+    if "analytics" in plan.programs:
+        keys |= {"train.rounds": 1, "round.evaluate": "none"}
+    return keys
 
 
 # (whether it applies, what, why, instead), for a plan whose aggregator counts.
@@ -183,17 +194,18 @@ _COUNTING: tuple[tuple[Callable[[Job], bool], str], ...] = (
 )
 
 
-def check(plan: Plan, job: Job) -> Training:
-    """Return the training of ``plan`` if ``job`` can run it.
+def check(plan: Plan, job: Job) -> Training | Analytics:
+    """Return what ``plan`` is for, if ``job`` can run it.
 
     Raises
     ------
     ConfigError
         One line for each reason why not.
     """
-    training = Training.of(plan)
-    problems = []
-    if training.counts:
+    found, problems = checked(plan), []
+    if isinstance(found, Analytics):
+        problems += conflicts(job)
+    elif found.counts:
         problems += [line for applies, line in _COUNTING if applies(job)]
     if (task := str(plan.job["task.name"])) != job.task.name:
         problems.append(
@@ -210,20 +222,25 @@ def check(plan: Plan, job: Job) -> Training:
             )
     if problems:
         raise ConfigError("\n".join(f"tff.plan with {line}." for line in problems))
-    return training
+    return found
 
 
 def described(plan: Plan, job: Job) -> dict[str, Any]:
     """Return what the event ``tff-plan`` tells of a plan."""
     spec = plan.job
+    common = {
+        "plan": plan.sha256,
+        "bytes": len(plan.to_bytes()),
+        "built-with": plan.built_with,
+    }
+    if "analytics" in plan.programs:
+        return {**common, "algorithm": str(spec.get("tff.computation", ""))}
     equal = job.privacy.on or job.secure.on or job.robust.rule != "mean"
     uniform = spec["tff.weighting"] == "uniform"
     return {
-        "plan": plan.sha256,
+        **common,
         "algorithm": spec["tff.algorithm"],
         "aggregator": spec["tff.aggregator"],
         "server": f"{spec['server.optimizer']}, lr {spec['server.lr']:g}",
-        "bytes": len(plan.to_bytes()),
-        "built-with": plan.built_with,
         "weights": "equal" if equal or uniform else "examples",
     }

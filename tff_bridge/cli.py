@@ -196,16 +196,18 @@ def _pieces(plan: Plan) -> Table:
 
 
 def _sent(plan: Plan, program: str) -> Table:
+    from rich.markup import escape
+
     table = _table(f"sent by a silo ({program})", "role", "type", "shape", "summed")
     for leaf in plan.programs[program].sent:
         summed = f"{leaf.slot}, {leaf.bits} bits" if leaf.bits else leaf.slot
         shape = " x ".join(map(str, leaf.shape)) or "scalar"
-        table.add_row(leaf.path, leaf.role, leaf.dtype, shape, summed)
+        table.add_row(escape(leaf.path), leaf.role, leaf.dtype, shape, summed)
     return table
 
 
 def _over_flower(plan: Plan) -> list[str]:
-    from .training import obstacles
+    from .analytics import obstacles
 
     return obstacles(plan)
 

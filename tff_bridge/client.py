@@ -16,6 +16,7 @@ Message format
 Hello, ``"config"``: ``tff-plan`` (sha256) and ``tff-plan-bytes`` (the file).
 Train message: see :mod:`.strategy`. Reply: an update as in :mod:`strategies.update`;
 besides ``num-examples``, its metrics are the plan's sums, divided by the weight.
+The query of a computation, and its reply: see :mod:`.analytics_server`.
 """
 
 from __future__ import annotations
@@ -26,21 +27,24 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
-from numpy.typing import NDArray
 
-from truststram.errors import ConfigError, DataError, ProtocolError
+from truststram.errors import ConfigError, ProtocolError
 from truststram.job import Job
 from truststram.records import view
 from truststram.techniques import with_delta
 
+from .analytics import Analytics, checked, conflicts
+from .analytics_server import PREPARED as LEAVES
+from .analytics_server import SUMS, numbered, unnumbered
 from .leaves import Leaves, nbytes, size
 from .plan import Plan, read_plan
 from .runtime import SiloRuntime, require_tensorflow
+from .silo_data import arrays_of, order_of
 from .strategy import PLAN, PREPARED
 from .torch_silo import check_torch
 from .training import Training
 
-__all__ = ["accept", "arrays_of", "offer", "order_of", "train", "uses_torch"]
+__all__ = ["accept", "compute", "offer", "train", "uses_torch"]
 
 BYTES = "tff-plan-bytes"
 STATE = "truststram-tff"
@@ -68,8 +72,8 @@ def accept(offered: ConfigRecord, job: Job, context: Context, simulated: bool) -
     Raises
     ------
     ConfigError
-        If this node's operator did not pin the plan, TensorFlow is missing, the plan is
-        not a round of ours, or torch cannot stand in.
+        If this node's operator did not pin the plan, TensorFlow is missing, the plan
+        cannot be run over Flower or not in this job, or torch cannot stand in.
     ProtocolError
         As :func:`tff_bridge.plan.read_plan`.
     """
@@ -77,9 +81,12 @@ def accept(offered: ConfigRecord, job: Job, context: Context, simulated: bool) -
     _check_pinned(sha256, context.node_config, simulated)
     if not isinstance(data, bytes):
         raise ProtocolError("plan-file", "the server offers no plan")
-    training = _training(data, sha256)
-    if uses_torch(context.node_config):
-        check_torch(training, job)
+    plan = _checked(data, sha256)
+    if isinstance(plan, Analytics):
+        _check_alone(job)
+        require_tensorflow("this node")
+    elif uses_torch(context.node_config):
+        check_torch(plan, job)
     else:
         require_tensorflow("this node")
     context.state[STATE] = ConfigRecord({PLAN: sha256, BYTES: data})
@@ -100,10 +107,10 @@ def train(
     content : RecordDict
         Of the train message.
     data : object
-        See :func:`arrays_of`.
+        See :func:`.silo_data.arrays_of`.
     job : Job
     seed : int
-        Of the order of the examples; see :func:`order_of`.
+        Of the order of the examples; see :func:`.silo_data.order_of`.
     context : Context
         Whose state has the plan.
     simulated : bool
@@ -113,15 +120,12 @@ def train(
     ConfigError, DataError, ProtocolError, RunError
         One sentence for whoever reads the server's events.
     """
-    config = content["config"]
-    sha256 = str(config.get(PLAN, ""))
-    _check_pinned(sha256, context.node_config, simulated)
-    kept = context.state.get(STATE)
-    if not isinstance(kept, ConfigRecord) or kept[PLAN] != sha256:
-        raise ConfigError("this node does not have the plan: it was restarted")
-    plan_bytes: Any = kept[BYTES]
-    training, runtime = _training(plan_bytes, sha256), _runtime(plan_bytes, sha256)
-    x, y = arrays_of(data, training)
+    plan_bytes, sha256 = _kept(content, context, simulated)
+    training = _checked(plan_bytes, sha256)
+    if not isinstance(training, Training):
+        raise ConfigError("tff.plan: the plan has no training, only a computation")
+    runtime = _runtime(plan_bytes, sha256)
+    x, y = arrays_of(data, training.element)
     leaves = runtime.work(
         *(x, y, order_of(seed, len(x), training.epochs), training.batch_size),
         _prepared(content, training),
@@ -134,53 +138,58 @@ def train(
     return made
 
 
-def order_of(seed: int, examples: int, epochs: int) -> NDArray[np.int64]:
-    """Return the order of the examples in every pass, shape (epochs, examples).
-
-    The same as :class:`truststram.tasks.torch_task.TorchTask` draws from this seed, so
-    that torch and TensorFlow silos see the same batches.
-    """
-    rng = np.random.default_rng(seed)
-    return np.stack([rng.permutation(examples) for _ in range(epochs)])
-
-
-def arrays_of(
-    data: Any, training: Training
-) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-    """Return the examples and labels as the plan takes them.
+def compute(
+    content: RecordDict, data: Any, job: Job, context: Context, simulated: bool
+) -> RecordDict:
+    """Run ``work`` of a computation and return the content of the reply: the sums.
 
     Parameters
     ----------
+    content : RecordDict
+        Of the query.
     data : object
-        With tensors or arrays ``x`` and ``y`` (such as
-        :class:`truststram.tasks.torch_task.Examples`), or a sequence of (x, y) pairs.
-    training : Training
+        See :func:`.silo_data.arrays_of`; each row is seen once, in its order.
+    job, context, simulated
+        As for :func:`train`.
+
+    Guarantees
+    ----------
+    A job that says it has differential privacy, or any other layer, is not answered:
+    the sums would go out without it.
 
     Raises
     ------
-    DataError
-        If the data have another form, or examples of another shape than the plan's.
+    ConfigError, DataError, ProtocolError, RunError
+        One sentence for whoever reads the server's events.
     """
-    if hasattr(data, "x") and hasattr(data, "y"):
-        x, y = np.asarray(data.x), np.asarray(data.y)
-    else:
-        try:
-            pairs = [data[i] for i in range(len(data))]
-            x, y = (np.stack([np.asarray(pair[k]) for pair in pairs]) for k in (0, 1))
-        except Exception as error:
-            raise DataError(
-                "A plan needs data with arrays x and y, or a sequence of (x, y) pairs; "
-                f"these are {type(data).__name__}."
-            ) from error
-    found = []
-    for name, values, leaf in zip("xy", (x, y), training.element, strict=True):
-        if values.shape[1:] != leaf.shape[1:]:
-            raise DataError(
-                f"The plan takes {name} of shape {leaf.shape[1:]} for an example, this "
-                f"node's data have {values.shape[1:]}."
-            )
-        found.append(values.astype(leaf.dtype, copy=False))
-    return found[0], found[1]
+    plan_bytes, sha256 = _kept(content, context, simulated)
+    analytics = _checked(plan_bytes, sha256)
+    if not isinstance(analytics, Analytics):
+        raise ConfigError("tff.plan: the plan has no computation, only a training")
+    _check_alone(job)
+    prepared = unnumbered(content.get(LEAVES), analytics.prepared)
+    x, y = arrays_of(data, analytics.element)
+    leaves = _runtime(plan_bytes, sha256).work(
+        *(x, y, np.arange(len(x))[None], analytics.batch_size, prepared),
+        seconds=job.round.deadline,
+    )
+    return RecordDict({SUMS: numbered(leaves)})
+
+
+def _check_alone(job: Job) -> None:
+    if lines := conflicts(job):
+        raise ConfigError("\n".join(f"tff.plan with {line}." for line in lines))
+
+
+def _kept(content: RecordDict, context: Context, simulated: bool) -> tuple[bytes, str]:
+    """Return the plan that a message names and this node agreed to, and its hash."""
+    config = content["config"]
+    sha256 = str(config.get(PLAN, ""))
+    _check_pinned(sha256, context.node_config, simulated)
+    kept = context.state.get(STATE)
+    if not isinstance(kept, ConfigRecord) or kept[PLAN] != sha256:
+        raise ConfigError("this node does not have the plan: it was restarted")
+    return kept[BYTES], sha256  # type: ignore[return-value]  # accept() put bytes there
 
 
 def _check_pinned(sha256: str, node_config: Mapping[str, Any], simulated: bool) -> None:
@@ -199,15 +208,15 @@ def _check_pinned(sha256: str, node_config: Mapping[str, Any], simulated: bool) 
 
 # A node takes part in few federations; a simulation's worker meets one plan.
 @lru_cache(maxsize=4)
-def _training(data: bytes, sha256: str) -> Training:
-    """Return the training of a plan, checked once in this process."""
-    return Training.of(read_plan(data, sha256))
+def _checked(data: bytes, sha256: str) -> Training | Analytics:
+    """Return what a plan is for, checked once in this process."""
+    return checked(read_plan(data, sha256))
 
 
 @lru_cache(maxsize=2)
 def _runtime(data: bytes, sha256: str) -> SiloRuntime:
     """Return the runtime of a plan, made once in this process."""
-    return SiloRuntime(_training(data, sha256).program)
+    return SiloRuntime(_checked(data, sha256).program)
 
 
 def _prepared(content: RecordDict, training: Training) -> Leaves:

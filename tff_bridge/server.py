@@ -12,6 +12,8 @@ from truststram.job import Job
 from truststram.task import Task
 from truststram.techniques import stack
 
+from .analytics import Analytics
+from .analytics_server import AnalyticsServer
 from .capabilities import check, described, read_for
 from .client import offer
 from .plan import Plan
@@ -27,21 +29,26 @@ class PlanRun:
 
     Attributes
     ----------
-    strategy : TFFServer
-        The innermost strategy.
+    strategy : TFFServer or AnalyticsServer
+        The innermost strategy; that of a computation stands alone, without layers.
     offer : ConfigRecord
         What every node must agree to before it takes part.
     about : dict
         The event ``tff-plan``.
     """
 
-    strategy: TFFServer
+    strategy: TFFServer | AnalyticsServer
     offer: ConfigRecord
     about: dict[str, Any]
 
+    @property
+    def alone(self) -> bool:
+        """Whether the strategy is the whole stack."""
+        return isinstance(self.strategy, AnalyticsServer)
+
 
 def load(job: Job, task: Task) -> PlanRun:
-    """Return the run of the plan ``job.tff.plan`` for the model of ``task``.
+    """Return the run of the plan ``job.tff.plan``: of the model of ``task``, or alone.
 
     Raises
     ------
@@ -50,11 +57,14 @@ def load(job: Job, task: Task) -> PlanRun:
         TensorFlow is not installed here.
     """
     require_tensorflow("the server")
-    training = check(read_for(job.tff.plan), job)
-    plan = training.plan
-    _check_model(plan, task, job)
-    coordinator = CoordinatorRuntime(training.program)
-    strategy = TFFServer(training, coordinator, **stack.sampling(job))
+    found = check(read_for(job.tff.plan), job)
+    plan, coordinator = found.plan, CoordinatorRuntime(found.program)
+    strategy: TFFServer | AnalyticsServer
+    if isinstance(found, Analytics):
+        strategy = AnalyticsServer(found, coordinator, **stack.sampling(job))
+    else:
+        _check_model(plan, task, job)
+        strategy = TFFServer(found, coordinator, **stack.sampling(job))
     return PlanRun(strategy, offer(plan), described(plan, job))
 
 

@@ -33,6 +33,7 @@ __all__ = ["alert_line", "displayed", "round_line", "size", "summary"]
 
 MOST_ROWS = 30
 MOST_METRICS = 6
+MOST_VALUES = 8
 
 
 def size(count: float) -> str:
@@ -281,6 +282,7 @@ def _facts(result: RunResult) -> Iterator[Text]:
     if result.final:
         shown = "  ".join(f"{k} {_number(v)}" for k, v in result.final.items())
         yield Text(f"Final model (average of the last rounds): {shown}")
+    yield from _computed(result)
     yield from _privacy(result)
     up, down, saved_up, saved_down = (
         sum(getattr(report, name) for report in result.rounds)
@@ -299,6 +301,25 @@ def _facts(result: RunResult) -> Iterator[Text]:
     reason = f": {result.reason}" if result.reason else ""
     yield Text(f"Status: {result.status}{reason} ({result.seconds:.1f} s)")
     yield Text(f"Files: {result.dir}")
+
+
+def _computed(result: RunResult) -> Iterator[Text]:
+    """Yield the result of a computation; of long lists the first values."""
+    if not result.computed:
+        return
+    yield Text(f"Result of {result.computed['silos']} silos:")
+    for name, values in result.computed["result"].items():
+        yield Text(f"  {name}: {_values(values)}")
+
+
+def _values(value: Any) -> str:
+    """Return a number, or the first entries of a list and how many there are."""
+    if isinstance(value, list):
+        more = f", ... {len(value)} in all" if len(value) > MOST_VALUES else ""
+        return f"[{', '.join(map(_values, value[:MOST_VALUES]))}{more}]"
+    if value is None:
+        return "not finite"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _privacy(result: RunResult) -> Iterator[Text]:

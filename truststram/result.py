@@ -123,6 +123,9 @@ class RunResult:
         server.
     final : dict
         Metrics of the final model where that is not the last round's (an average).
+    computed : dict
+        Of a computation with TensorFlow Federated: how many ``silos``, and the
+        ``result``, numbers and lists by name. Empty for a training.
     """
 
     id: str
@@ -139,6 +142,7 @@ class RunResult:
     defence: dict[str, Any] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
     final: Metrics = field(default_factory=dict)
+    computed: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -168,6 +172,7 @@ class RunResult:
         best: Event = {}
         rounds: dict[int, RoundReport] = {}
         defence, privacy, final = Defence(), dict[str, Any](), Metrics()
+        computed: dict[str, Any] = {}
         for event in log:
             defence.add(event)
             match event["kind"]:
@@ -187,6 +192,8 @@ class RunResult:
                     privacy["spent"] = event.get("spent", event["epsilon"])
                 case "final-model":
                     final = event["metrics"]
+                case "tff-result":
+                    computed = {k: event[k] for k in ("silos", "result")}
                 case "run-finished":
                     end = event
         if "spent" in privacy and max(rounds, default=0) < privacy["rounds"]:
@@ -206,6 +213,7 @@ class RunResult:
             defence=defence.result(),
             privacy=privacy,
             final=final,
+            computed=computed,
         )
 
     def report(self) -> dict[str, Any]:

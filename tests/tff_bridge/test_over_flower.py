@@ -12,9 +12,9 @@ import pytest
 from server_app.checkpoint import load_model
 from tests.support.runs import run
 from tff_bridge import compiler
-from tff_bridge.client import order_of
 from tff_bridge.job import CrossSiloJob
 from tff_bridge.runtime import PieceFunction, SiloRuntime
+from tff_bridge.silo_data import order_of
 from truststram.job import Job
 from truststram.rng import derive_seed
 from truststram.task import Node

@@ -318,15 +318,15 @@ def test_a_torch_silo_needs_a_mixed_job():
 
 
 def test_examples_become_the_plans_arrays():
-    training = client._training(plan_of().to_bytes(), plan_of().sha256)
+    training = client._checked(plan_of().to_bytes(), plan_of().sha256)
     pairs = [(np.full(6, i, np.float64), i % 3) for i in range(4)]
-    x, y = client.arrays_of(pairs, training)
+    x, y = client.arrays_of(pairs, training.element)
     assert (x.dtype, y.dtype, x.shape) == (np.float32, np.int64, (4, 6))
     assert y.tolist() == [0, 1, 2, 0]
     with pytest.raises(DataError, match=r"x of shape \(6,\).*have \(5,\)"):
-        client.arrays_of([(np.zeros(5), 0)], training)
+        client.arrays_of([(np.zeros(5), 0)], training.element)
     with pytest.raises(DataError, match="these are set"):
-        client.arrays_of({1, 2}, training)
+        client.arrays_of({1, 2}, training.element)
 
 
 def test_batches_are_those_of_torch_tasks():
