@@ -223,7 +223,7 @@ class CentralDP(StrategyLayer):
         """Write the noisy mean to ``out`` (d,); let the clip follow its quantile."""
         valid = [reply for reply in replies if reply.has_content()]
         quantile, count = self.job.privacy.clip_quantile, None
-        if quantile:
+        if plan.counts:
             release, count = plan.split(release)
         short = noisy_mean(
             *(valid, self.model, release, plan.in_norm(self.clip), plan.cohort),

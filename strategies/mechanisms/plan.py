@@ -54,6 +54,8 @@ class Plan:
         How many of them in a run.
     adaptive : bool
         The noise will depend on what came out before.
+    counts : bool
+        A part of every round pays for the count of unclipped updates (:meth:`split`).
     """
 
     schedule: tuple[tuple[Release, int], ...]
@@ -64,6 +66,7 @@ class Plan:
     evaluation: Release | None = None
     evaluations: int = 0
     adaptive: bool = False
+    counts: bool = False
 
     @classmethod
     def of(cls, job: Job, nodes: int, dimension: int) -> Plan:
@@ -98,6 +101,7 @@ class Plan:
             evaluation=accuracy_release(job),
             evaluations=keys.evaluations(job.train.rounds),
             adaptive=keys.schedule == "on-plateau",
+            counts=keys.clip_quantile > 0,
         )
 
     @property
@@ -157,7 +161,12 @@ class Plan:
         return math.sqrt(sum(squares) / self.rounds)
 
     def std_of(self, release: Release) -> float:
-        """Return the standard deviation of one round's noise, as :attr:`std`."""
+        """Return the standard deviation of one round's noise, as :attr:`std`.
+
+        Of the noise on the update, which has more if a count shares the round.
+        """
+        if self.counts:
+            release, _ = self.split(release)
         return noise_std(release, self.in_norm(1.0))
 
     @property

@@ -343,6 +343,26 @@ def test_no_hostile_reply_moves_a_private_sum_by_more_than_a_clip(silent, case):
     assert np.linalg.norm(changes[1] - changes[0]) <= (1 + 1e-4) / 4
 
 
+@pytest.mark.parametrize("quantile", [0.0, 0.5])
+def test_the_noise_that_is_told_is_that_of_the_update(quantile):
+    """A count that shares the round leaves it more than the round is charged as."""
+    federation = Federation(
+        shapes={"w": (50_000,)},
+        privacy__clip_quantile=quantile,
+        privacy__epsilon=20.0,
+        train__rounds=1,
+    )
+    federation.ask()
+    found = float(federation.release([]).std()) * federation.layer.plan.cohort
+    [told] = federation.of("privacy-spent")
+    [plan] = federation.of("privacy-plan")
+    # Five standard errors: 5 / sqrt(2 * 50,000) = 1.6 %.
+    assert told["noise"] == pytest.approx(found, rel=0.016)
+    assert plan["levels"][0]["std"] == told["noise"]
+    release = federation.layer.plan.release
+    assert (told["noise"] > 1.02 * release.scale) == (quantile > 0)
+
+
 class TestSchedules:
     def test_every_round_is_charged_and_noised_as_planned(self):
         changes = {"train__rounds": 6, "privacy__schedule": "increasing"}
