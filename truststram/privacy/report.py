@@ -25,19 +25,26 @@ CENTRAL = (
     "The server itself: it sees every single update, and who answered.",
     "The server's own events, which name nodes whose replies were dropped.",
 )
+ANEW = (
+    "A node that was restarted, or a run that was resumed: the node's count of its "
+    "releases lives as long as its Flower state, and begins anew then. Each beginning "
+    "may cost the budget once more."
+)
 LOCAL = (
     "That a node takes part.",
-    "A node that was restarted and lost its state: it counts its rounds anew.",
+    ANEW,
 )
 SHARES = (
     "That the secure sum hides single updates: each holds a share of the noise only.",
     "More nodes than secure.colluders that tell the server their updates and noise.",
+    ANEW,
     "Who takes part, and when messages were sent.",
 )
 EXAMPLES = (
     "The number of examples of a node, which sets its batches and its noise.",
     "People with several examples: with k of them, epsilon is up to k times as large.",
     "That a node takes part.",
+    ANEW,
 )
 
 

@@ -176,6 +176,7 @@ def test_report_of_noise_by_the_nodes(folder, kind):
     assert content["epsilon"] <= content["budget"]
     assert content["trust"] == "local"
     assert content["problems"] == []
+    assert any("begins anew" in line for line in content["not-covered"])
 
 
 def test_report_of_a_run_without_privacy_says_so(folder):
