@@ -8,7 +8,7 @@ release that leaves room for better ones (:func:`before_plateau`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,6 @@ __all__ = [
     "before_plateau",
     "constant",
     "increasing",
-    "release_of",
     "scaled",
 ]
 
@@ -137,22 +136,6 @@ def scaled(release: Release, factor: float) -> Release:
     if release.mechanism in SCALED:
         return replace(release, scale=release.scale * factor)
     return replace(release, epsilon0=release.epsilon0 / factor, gamma=0.0)
-
-
-def release_of(schedule: Sequence[tuple[Release, int]], number: int) -> Release:
-    """Return the release of round ``number``, which counts from 1.
-
-    Raises
-    ------
-    ValueError
-        For a round outside the schedule.
-    """
-    left = number
-    for release, count in schedule:
-        if 0 < left <= count:
-            return release
-        left -= count
-    raise ValueError(f"Round {number} is not in a schedule of {number - left} rounds.")
 
 
 class OnPlateau:

@@ -20,8 +20,6 @@ evaluate message is one MetricRecord with ``accuracy`` and ``num-examples`` 1.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from logging import ERROR
 from typing import Any
 
 import numpy as np
@@ -35,9 +33,7 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.clientapp.typing import ClientAppCallable, Mod
-from flwr.common.logger import log
 
-from truststram.errors import TrustStramError
 from truststram.job import Job
 from truststram.records import Float32, records_of
 from truststram.rng import derive_seed
@@ -45,6 +41,7 @@ from truststram.rng import derive_seed
 from ..accounting.events import Release
 from ..base import NUM_EXAMPLES, sole_metrics
 from ..update import Model, read_delta, with_delta
+from ..withheld import WithheldError, withheld
 from .clip import clip
 from .csprng import Source
 from .distributed import DistributedPlan, distributed_plan
@@ -53,16 +50,12 @@ from .lattice import from_lattice
 from .noise import draw, lattice_for
 from .plan import Plan, planned
 
-__all__ = ["WithheldError", "private_mod"]
+__all__ = ["private_mod"]
 
 # Where a node counts its releases: context.state, which Flower keeps per run and node.
 STATE, RELEASES = "truststram-privacy", "releases"
 # What a node counts where one number for each run is planned.
 ROUNDS, EVALUATIONS = "rounds", "evaluations"
-
-
-class WithheldError(TrustStramError):
-    """What happened on the node stays there; only this is said."""
 
 
 def private_mod(job: Job) -> Mod:
@@ -76,8 +69,9 @@ def private_mod(job: Job) -> Mod:
     evaluations included, are (epsilon, delta)-differentially private for replacing
     everything that this node holds (or, with ``privacy.unit = example``, for one
     example more or less), also towards the server; a node that was asked more often
-    than planned refuses. The count lives as long as Flower keeps the node's state, so a
-    node that was restarted counts anew: give it a budget per restart, or do not.
+    than planned refuses, and so does one that is asked for noise of another plan. The
+    count lives as long as Flower keeps the node's state: after a restart of the node,
+    and in the new Flower run of a resume, it begins anew, and so does the budget.
     """
 
     def mod(
@@ -90,7 +84,7 @@ def private_mod(job: Job) -> Mod:
             return call_next(message, context)
         if job.privacy.unit == "example":
             _count(context, ROUNDS, job.train.rounds)
-        reply = _withheld("training", message, context, call_next)
+        reply = withheld(message, context, call_next)
         if not reply.has_content():
             return reply
         model = Model(records_of(message.content, ArrayRecord)[0])
@@ -114,7 +108,7 @@ def _evaluated(
     release = accuracy_release(job)
     if release is None:
         raise WithheldError("evaluation on private data is not released")
-    reply = _withheld("evaluation", message, context, call_next)
+    reply = withheld(message, context, call_next, "evaluation")
     if not reply.has_content():
         return reply
     value = accuracy_of(sole_metrics(reply.content))
@@ -137,19 +131,6 @@ def _charge_evaluation(
         return _count(context, EVALUATIONS, job.privacy.evaluations(job.train.rounds))
     model = Model(records_of(message.content, ArrayRecord)[0])
     return _charge(job, planned(job, 1, model.spec.size), release, context)
-
-
-def _withheld(
-    what: str, message: Message, context: Context, call_next: ClientAppCallable
-) -> Message:
-    """Call the functions inside; say nothing about how they failed."""
-    try:
-        return call_next(message, context)
-    except Exception as error:  # noqa: BLE001  # whatever it is, it may tell of data
-        kind = type(error).__name__
-    # Outside the handler, so that the error has no context to be printed.
-    log(ERROR, "%s failed (%s); what it says is withheld", what, kind)
-    raise WithheldError(f"{what} failed; the reason stays on the node")
 
 
 def _noisy(job: Job, delta: Float32, context: Context) -> Float32:
@@ -206,35 +187,18 @@ def _charge(
 ) -> int:
     """Count one release before it is made; return how many like it were made before.
 
-    A run that was continued with more rounds has other noise than before, so what
-    matters is the sum: the ledger of all releases, not their number.
+    Noise that was planned later, for another number of rounds, is refused even where a
+    budget is left: whoever asks has seen what came before, and releases that are chosen
+    by it do not compose like a fixed sequence.
     """
     made = _read(context, RELEASES, [])
     found = {Release.from_dict(values): int(count) for values, count in made}
     whole, done = plan.charges(job), found.get(release, 0)
-    if set(found) <= set(whole):
-        fits = done < whole[release]
-    else:
-        fits = _fits(job, plan, release, found)
-    if not fits:
-        count = sum(found.values())
+    count = sum(found.values())
+    if not set(found) <= set(whole):
+        raise WithheldError(f"after {count} releases with noise of another plan")
+    if done >= whole[release]:
         raise WithheldError(f"the privacy budget is spent after {count} releases")
     found[release] = done + 1
     _write(context, RELEASES, [[r.as_dict(), n] for r, n in found.items()])
     return done
-
-
-def _fits(
-    job: Job,
-    plan: Plan | DistributedPlan,
-    more: Release,
-    made: Mapping[Release, int],
-) -> bool:
-    """Return whether one more release fits beside others, with other noise."""
-    ledger = plan.ledger(job)
-    try:
-        for release, count in [*made.items(), (more, 1)]:
-            ledger.charge(release, count)
-    except ValueError:  # beyond the budget, or of another relation
-        return False
-    return True

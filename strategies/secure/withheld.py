@@ -1,36 +1,5 @@
-"""What happens on a node stays there, the texts of its errors included."""
+"""What happens on a node stays there: :mod:`..withheld`."""
 
-from __future__ import annotations
-
-from logging import ERROR
-
-from flwr.app import Context, Message
-from flwr.clientapp.typing import ClientAppCallable
-from flwr.common.logger import log
-
-from truststram.errors import TrustStramError
+from ..withheld import WithheldError, withheld
 
 __all__ = ["WithheldError", "withheld"]
-
-
-class WithheldError(TrustStramError):
-    """Something failed on the node; only this is said."""
-
-
-def withheld(
-    message: Message, context: Context, call_next: ClientAppCallable
-) -> Message:
-    """Call the functions inside; say nothing about how they failed.
-
-    Raises
-    ------
-    WithheldError
-        Without the text of what was raised, which goes to the node's own log by type.
-    """
-    try:
-        return call_next(message, context)
-    except Exception as error:  # noqa: BLE001  # whatever it is, it may tell of data
-        kind = type(error).__name__
-    # Outside the handler, so that the error has no context to be printed.
-    log(ERROR, "training failed (%s); what it says is withheld", kind)
-    raise WithheldError("training failed; the reason stays on the node")

@@ -16,11 +16,12 @@ from strategies.base import StrategyLayer, synthetic_reply, walk
 from strategies.mechanisms.distributed import distributed_plan
 from strategies.mechanisms.distributed_layer import DistributedDP
 from strategies.mechanisms.encoder import encoder_for
-from strategies.mechanisms.mod import WithheldError, private_mod
+from strategies.mechanisms.mod import private_mod
 from strategies.secure.secagg_layer import SecAggSum
 from strategies.secure.slots import Slots
 from strategies.server_sgd import ServerSGD
 from strategies.update import Model, blank_update, delta_mod, read_delta, with_delta
+from strategies.withheld import WithheldError
 from tests.support import runs
 from tests.support.federation import (
     adding_app,
