@@ -23,6 +23,8 @@ from truststram.errors import RunError
 __all__ = ["NamedGrid", "name_order"]
 
 POLL_SECONDS = 0.2
+# For the answers of late or restarted nodes, while the others wait for their round.
+GREETING_SECONDS = 30.0
 # Flower's codes for a message or a reply that was lost, or a node that is away.
 NOT_REACHED = (3, 4, 5)
 
@@ -74,6 +76,7 @@ class NamedGrid(Grid):
         self._refused: dict[int, str] = {}
         self._failed: set[int] = set()  # to be asked again
         self._asked: dict[str, int] = {}  # message without a reply -> its node
+        self._silent: dict[int, float] = {}  # who did not answer a greeting, and when
         self._short_since: float | None = None
 
     @property
@@ -94,8 +97,17 @@ class NamedGrid(Grid):
             If fewer than ``min_nodes`` were connected for ``join_timeout`` seconds.
         """
         connected = set(self._grid.get_node_ids())
+        # An operator may have changed what a node was refused for.
+        self._refused = {n: r for n, r in self._refused.items() if n in connected}
+        self._silent = {n: t for n, t in self._silent.items() if n in connected}
         known = self._names.keys() - self._failed
-        self._learn_names(connected - known - self._refused.keys())
+        new, timeout = connected - known - self._refused.keys(), self._join_timeout
+        if len(known & connected) >= self._min_nodes:
+            # The run goes on without the new ones: it is not kept waiting by them.
+            since = self._clock() - self._join_timeout
+            new = {n for n in new if self._silent.get(n, since) <= since}
+            timeout = min(timeout, GREETING_SECONDS)
+        self._learn_names(new, timeout)
         usable = [n for n in connected if n in self._names]
         if self._simulated and connected and connected <= self._refused.keys():
             # In a simulation nobody else will come: no use in waiting.
@@ -127,13 +139,13 @@ class NamedGrid(Grid):
             return ""
         return f" {len(reasons)} cannot take part; the first {reasons[0][:300]}"
 
-    def _learn_names(self, new: set[int]) -> None:
+    def _learn_names(self, new: set[int], timeout: float) -> None:
         if not new:
             return
         if not self._simulated and self._offer is None:
             self._names |= {node: str(node) for node in new}
             return
-        for node, about in self._hello(sorted(new)).items():
+        for node, about in self._hello(sorted(new), timeout).items():
             self._failed.discard(node)
             others = [known for n, known in self._names.items() if n != node]
             # A deployed node does not choose its name: the SuperLink knows who it is.
@@ -154,12 +166,13 @@ class NamedGrid(Grid):
         self._refused[node] = reason
         self._refuse(str(node), reason)
 
-    def _hello(self, nodes: list[int]) -> dict[int, ConfigRecord]:
+    def _hello(self, nodes: list[int], timeout: float) -> dict[int, ConfigRecord]:
         """Ask nodes for their names; silent ones are asked again later."""
         query = RecordDict({"config": self._offer or ConfigRecord()})
         messages = [Message(query, node, MessageType.QUERY) for node in nodes]
-        replies = self._grid.send_and_receive(messages, timeout=self._join_timeout)
+        replies = self._grid.send_and_receive(messages, timeout=timeout)
         answers = {}
+        self._silent |= dict.fromkeys(nodes, self._clock())
         for reply in replies:
             if reply.has_error():
                 if reply.error.code not in NOT_REACHED:
@@ -168,6 +181,8 @@ class NamedGrid(Grid):
             elif "hello" in reply.content.config_records:
                 about = reply.content.config_records["hello"]
                 answers[reply.metadata.src_node_id] = about
+        for node in answers:
+            self._silent.pop(node, None)
         return answers
 
     def set_run(self, run: Run) -> None:

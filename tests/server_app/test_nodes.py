@@ -127,10 +127,11 @@ class Offered(DeployedGrid):
 
     def __init__(self, answer, *nodes):
         super().__init__(*nodes)
-        self.answer, self.asked = answer, []
+        self.answer, self.asked, self.timeouts = answer, [], []
 
     def send_and_receive(self, messages, *, timeout=None):
         replies = []
+        self.timeouts.append(timeout)
         for message in messages:
             node = message.metadata.dst_node_id
             self.asked.append((node, dict(message.content["config"])))
@@ -182,6 +183,38 @@ def test_a_silent_node_is_asked_again(silence):
     grid, deployed, refused = offered(lambda node: answers.pop(0), 5)
     assert grid.wait() == [5]
     assert (len(deployed.asked), refused) == (2, [])
+
+
+def test_a_refused_node_that_was_started_again_is_asked_again():
+    answers = {5: Error(2, "no TensorFlow"), 77: {}}
+    grid, deployed, refused = offered(answers.get, 5, 77)
+    assert grid.wait() == grid.wait() == [77]
+    assert len(refused) == 1
+    answers[5] = {}
+    assert grid.wait() == [77]  # not asked while it stays connected
+    deployed.nodes = [77]
+    grid.wait()
+    deployed.nodes = [5, 77]
+    assert grid.wait() == [5, 77]
+
+
+def test_a_run_that_has_its_nodes_is_not_kept_waiting_by_silent_ones():
+    answers = {5: {}, 77: None}
+    grid, deployed, _ = offered(answers.get, 5)
+    assert grid.wait() == [5]
+    assert deployed.timeouts == [60.0]  # nobody else is there
+    deployed.nodes = [5, 77]
+    assert grid.wait() == grid.wait() == [5]
+    assert deployed.timeouts == [60.0, 30.0]
+    grid._clock.now += 60
+    answers[77] = {}
+    assert grid.wait() == [5, 77]
+    # Failed once, then silent.
+    deployed.reply = Message(Error(2, "x"), reply_to=Message(RecordDict(), 77, "train"))
+    grid.pull_messages([])
+    answers[77] = None
+    assert grid.wait() == grid.wait() == [5, 77]
+    assert deployed.timeouts == [60.0, 30.0, 30.0, 30.0]
 
 
 @pytest.mark.parametrize(
