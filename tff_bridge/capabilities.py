@@ -101,7 +101,12 @@ CAPABILITIES: tuple[Capability, ...] = (
         "gradients of single examples are inside the plan: a job without tff.plan",
     ),
     Capability("layer", "compression", True, "codecs on the update"),
-    Capability("layer", "secure", True, "our secure sums of the update"),
+    Capability(
+        "layer",
+        "secure",
+        True,
+        "our secure sums of the update; equal weights, whatever the silos' sizes",
+    ),
     Capability(
         "task", "classifier of a torch module", True, "torch.export, cross-entropy"
     ),

@@ -16,6 +16,8 @@ __all__ = ["Training", "obstacles"]
 # Counts that an aggregator of the plan keeps (of clipped updates and the like) are few
 # and small: they travel as metrics.
 MAX_SUM = 64
+# A silo draws the order of its examples for every pass before the first.
+MAX_EPOCHS = 1000
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ def obstacles(plan: Plan) -> list[str]:
         reasons.append(
             f"the plan adds up more than {MAX_SUM} numbers beside the update"
         )
+    if plan.job["train.local-epochs"] > MAX_EPOCHS:
+        reasons.append(f"the plan passes over the data more than {MAX_EPOCHS} times")
     prepared = program.pieces["prepare"].outputs
     if _kinds(prepared[: len(shapes)]) != _kinds_of(shapes):
         reasons.append("the plan does not send the model to the silos as it is")

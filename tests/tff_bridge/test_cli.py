@@ -38,6 +38,14 @@ def test_inspect_says_why_a_plan_is_no_round_of_ours(tmp_path):
     assert "the plan encodes updates by itself" in tff("inspect", tmp_path / "x").output
 
 
+def test_inspect_shows_untrusted_names_as_they_are(tmp_path):
+    odd = leaf(role="metric", path="[red]a[/b][link=x]")
+    plan_of(more=[odd]).write(tmp_path / "x")
+    result = tff("inspect", tmp_path / "x")
+    assert result.exit_code == 0
+    assert "[red]a[/b][link=x]" in result.output
+
+
 def test_inspect_as_json(path):
     found = json.loads(tff("inspect", path, "--json").output)
     assert found["sha256"] == plan_of().sha256

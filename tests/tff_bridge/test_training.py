@@ -41,6 +41,7 @@ def test_the_parts_of_a_plan():
         ({"leaves": sent()[:4]}, "an update of the model, weighted"),
         ({"leaves": [*sent()[2:3], *sent()[4:]]}, "an update of the model"),
         ({"more": [leaf((65,), role="metric")]}, "more than 64 numbers"),
+        ({"spec": {"train.local-epochs": 1001}}, "more than 1000 times"),
         ({"prepared": [leaf((5,)), *PARAMETERS]}, "send the model to the silos"),
         ({"prepared": [*PARAMETERS, leaf((), "string")]}, "texts or arrays without"),
     ],
@@ -106,8 +107,8 @@ def test_the_event_of_a_plan_says_how_silos_weigh():
     plan = plan_of()
     found = described(plan, Job.of(RUN))
     assert (found["plan"], found["weights"]) == (plan.sha256, "examples")
-    robust = Job.of({**RUN, "robust.rule": "wfagg"})
-    assert described(plan, robust)["weights"] == "equal"
+    for layer in ({"robust.rule": "wfagg"}, {"secure.scheme": "bfv"}):
+        assert described(plan, Job.of({**RUN, **layer}))["weights"] == "equal"
 
 
 def test_the_table_and_the_plans_agree():
