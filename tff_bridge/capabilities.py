@@ -59,8 +59,8 @@ CAPABILITIES: tuple[Capability, ...] = (
         "algorithm",
         "mime-lite",
         False,
-        "compiles; its silos send gradients beside the update, which no layer knows: "
-        "fed-avg with a server momentum",
+        "compiles; its silos send two vectors, an update and a gradient, and layers "
+        "read one: fed-avg with a server momentum",
     ),
     Capability("aggregator", "mean", True, "our weighted mean gives TFF's sums"),
     Capability(

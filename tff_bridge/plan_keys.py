@@ -61,5 +61,5 @@ class PlanKeys:
     computation: str = _key(
         "",
         "a Python file with a tff.federated_computation to compile, not to train; "
-        "it runs on this machine only and is not shipped",
+        "its Python runs on this machine only; the plan runs once, without layers",
     )

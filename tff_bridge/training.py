@@ -115,7 +115,10 @@ def obstacles(plan: Plan) -> list[str]:
             "Compile it without tff.aggregator = compression and set compression.codec"
         ]
     if _places(sent, "gradient"):
-        return ["mime-lite sends gradients beside the update, which no layer knows yet"]
+        return [
+            "mime-lite's silos send two vectors, an update and a gradient, with weights "
+            "of their own; layers read one. Compile fed-avg with server.momentum"
+        ]
     if not program.additive:
         reasons.append("the plan does not add up what silos send")
     shapes = list(plan.parameters.values())

@@ -37,7 +37,8 @@ Events
 ``best-model``       round, metric, value
 ``node-refused``     node, reason
 ``tff-plan``         plan (sha256), algorithm, aggregator, server, bytes, built-with,
-                     weights (examples | equal), pinned (by whom)
+                     weights (examples | equal), pinned (by whom); of a computation
+                     without aggregator, server and weights
 ``tff-result``       round, silos (number), result (numbers and lists by name)
 ``compression-plan`` codec, ratio, downlink, parameters, raw, up, down, values, error
 ``compressed``       round, phase, saved_up, saved_down, nodes (name: bytes)
