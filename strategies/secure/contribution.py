@@ -15,6 +15,8 @@ from ..update import DELTA, UPDATE, Model, read_delta
 
 __all__ = ["numbers_of", "update_of"]
 
+MOST = 2**62  # examples; what "infinitely many" counts as
+
 
 def update_of(found: RecordDict, asked: ArrayRecord) -> Float32:
     """Return the update, as long as the mods inside have made it, shape (n,).
@@ -42,4 +44,5 @@ def numbers_of(content: RecordDict) -> tuple[Mapping[str, float], int]:
     for record in records_of(content, MetricRecord):
         metrics |= {k: float(v) for k, v in record.items() if not isinstance(v, list)}
     examples = metrics.pop(NUM_EXAMPLES, 1.0)
-    return metrics, int(examples) if examples >= 0 else 0  # NaN is 0, too
+    # Not a number is 0, too; more than MOST is clipped further on in any case.
+    return metrics, int(min(examples, MOST)) if examples >= 0 else 0

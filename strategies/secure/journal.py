@@ -25,11 +25,9 @@ node state.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from flwr.app import ConfigRecord, Context
 
 from truststram.errors import CheckpointError, ProtocolError
 
+from .private_files import alone, write
 from .wire import digest
 
 __all__ = ["Journal"]
@@ -168,19 +167,11 @@ class Journal:
             if text != before:
                 self._write(text)
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> AbstractContextManager[None]:
         """Wait until no other process is between reading and writing."""
         if self._path is None:
-            yield
-            return
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        lock = os.open(self._path.with_suffix(".lock"), flags, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
+            return nullcontext()
+        return alone(self._path.with_suffix(".lock"))
 
     def _read(self) -> dict[str, Memory]:
         if self._path is None:
@@ -208,18 +199,7 @@ class Journal:
         if self._path is None:
             self._context.state[STATE] = ConfigRecord({"json": text})
             return
-        fresh = self._path.with_suffix(".new")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(fresh, flags, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)  # it must not be forgotten by a power cut
-        finally:
-            os.close(folder)
+        write(self._path, text.encode())
 
 
 def _disjoint(one: Names, other: Names) -> bool:

@@ -19,9 +19,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from truststram._flower import run_id
-from truststram.errors import ProtocolError, RunError
+from truststram.errors import ProtocolError
 from truststram.job import Job
-from truststram.records import records_of
 
 from ..base import StrategyLayer
 from ..server_sgd import ServerSGD
@@ -32,9 +31,12 @@ from .secagg_round import Round
 from .secagg_wire import KEYS, Request, Settings
 from .stages import Stages
 from .trust import trust_line
-from .wire import hash_of_model
+from .wire import model_of
 
 __all__ = ["SecAggSum"]
+
+# In the place of its hash where nobody is asked.
+NO_MODEL = "0" * 64
 
 
 class SecAggSum(StrategyLayer):
@@ -58,7 +60,11 @@ class SecAggSum(StrategyLayer):
     long as no more nodes drop out than the threshold allows. A frame that was changed,
     cut off, replayed, swapped, or made for another run, round, cohort or model, or
     under other settings, is dropped with its reason; a round that cannot be opened is
-    refused and the model kept. A malicious node may contribute any values up to
+    refused and the model kept; a node that made it fail by wrong shares, provably, is
+    left out of later rounds (if it was in the sum itself, the others have opened that
+    sum as far as they know, and wait for another model: the run ends). A cohort outside
+    ``secure.min-cohort`` and ``secure.max-cohort`` is refused before anybody trains. A
+    malicious node may contribute any values up to
     ``secure.clip``; there is no bound on the norm of a single update.
 
     Events
@@ -90,6 +96,7 @@ class SecAggSum(StrategyLayer):
         self._federation: Federation | None = None
         self._groups: Groups | None = None
         self._round: Round | None = None
+        self._cheats: set[str] = set()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -100,11 +107,11 @@ class SecAggSum(StrategyLayer):
             self._begin(grid)
         assert self._federation is not None
         self._federation.grid = grid
-        request = Request(KEYS, server_round, _model_of(messages))
+        request = Request(KEYS, server_round, model_of(messages) or NO_MODEL)
         stages = Stages(
             self._federation, self.settings, request, self.emit, self.name_of
         )
-        self._round = Round(stages, self._cohorts(messages, stages))
+        self._round = Round(stages, self._cohorts(messages, stages), self._cheats)
         return self._round.begin(messages)
 
     def aggregate_train(
@@ -158,24 +165,11 @@ class SecAggSum(StrategyLayer):
         return f"SecAggSum: {self.job.secure.threat} server"
 
     def state(self) -> dict[str, Any]:
-        """Return the groups."""
-        return {"groups": self._groups.state() if self._groups else []}
+        """Return the groups, and who is proven to have dealt wrong shares."""
+        groups = self._groups.state() if self._groups else []
+        return {"groups": groups, "cheats": sorted(self._cheats)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore them: other groups would tell single updates by subtraction."""
         self._groups = Groups.from_state(state["groups"]) if state["groups"] else None
-
-
-def _model_of(messages: Sequence[Message]) -> str:
-    """Return the hash of the one model that all messages carry."""
-    known: dict[int, str] = {}
-    for message in messages:
-        for record in records_of(message.content, ArrayRecord):
-            if id(record) not in known:
-                known[id(record)] = hash_of_model(record)
-    if len(set(known.values())) > 1:
-        raise RunError(
-            "Nodes of one round would be sent different models; under a secure sum "
-            "they compare what they were sent."
-        )
-    return next(iter(known.values()), "0" * 64)
+        self._cheats = set(state.get("cheats", []))

@@ -101,7 +101,7 @@ class _Node:
         if self.request.stage == KEYS:
             reply = self._frame("", client.keys())
         else:
-            client.restore(self.state.take())
+            client.restore(self.state.take(client.session.tag))
             if self.request.stage == MASK:
                 reply = self._masked(call_next)
             else:
@@ -115,7 +115,7 @@ class _Node:
                     self._commit()
                 reply = self._frame(client.cohort.tag.hex(), answer)
         if not client.done:
-            self.state.put(client.state())
+            self.state.put(client.session.tag, client.state())
         return Message(with_frame(reply), reply_to=self.message)
 
     def _commit(self) -> None:

@@ -63,18 +63,27 @@ class Round:
     stages : Stages
     cohorts : sequence of sequence of int
         The nodes of each sum.
+    cheats : set of str
+        Names of clients that are not let in; those that were found out are added.
     """
 
-    def __init__(self, stages: Stages, cohorts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, stages: Stages, cohorts: Sequence[Sequence[int]], cheats: set[str]
+    ) -> None:
         self._stages, self._settings = stages, stages.settings
         run, roster = stages.federation.run, stages.federation.roster
         self._session = self._settings.session(run, stages.request)
-        self._sums = [_Sum(Server(self._session, roster), nodes) for nodes in cohorts]
+        self._sums = [
+            _Sum(Server(self._session, roster, cheats), nodes) for nodes in cohorts
+        ]
         self._tags: dict[int, str] = {}  # node -> hash of its cohort, once it is known
 
     def begin(self, messages: Sequence[Message]) -> list[Message]:
-        """Run the stages before training; return the messages of who takes part."""
-        bodies = {node: b"" for one in self._sums for node in one.nodes}
+        """Run the stages before training; return the messages of who takes part.
+
+        A cohort that is too small or too large is refused before anybody is asked.
+        """
+        bodies = self._each(KEYS, self._invited)
         bodies = self._stage(KEYS, bodies, Server.keys)
         for one in self._sums:
             if not one.refused:
@@ -88,6 +97,10 @@ class Round:
                 content = RecordDict({**message.content, SECURE: record})
                 asked.append(with_content(message, content))
         return asked
+
+    def _invited(self, one: _Sum) -> dict[int, bytes]:
+        self._session.check_size(len(one.nodes))
+        return dict.fromkeys(one.nodes, b"")
 
     def finish(self, replies: Sequence[Message], most: int) -> list[Message]:
         """Run the stages after training; return the mean of each sum.

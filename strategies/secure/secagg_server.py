@@ -38,6 +38,9 @@ class Server:
     ----------
     session : Session
     roster : Roster
+    cheats : set of str, optional
+        Names of clients that are not let in. Whoever is proven to have dealt shares of
+        something else than it published is added.
 
     Attributes
     ----------
@@ -45,8 +48,11 @@ class Server:
         Replies that were not used, and why.
     """
 
-    def __init__(self, session: Session, roster: Roster) -> None:
+    def __init__(
+        self, session: Session, roster: Roster, cheats: set[str] | None = None
+    ) -> None:
         self.session, self._roster = session, roster
+        self._cheats = set() if cheats is None else cheats
         self.dropped: list[tuple[int, ProtocolError]] = []
         self._names: dict[int, str] = {}
         self._keys: set[bytes] = set()
@@ -194,6 +200,8 @@ class Server:
 
     def _read_advert(self, sender: int, body: bytes) -> bytes:
         name, *keys = read_advert(body, self.session, self._roster)
+        if name in self._cheats:
+            raise ProtocolError("dealer", "it dealt shares that do not fit, before")
         if name in self._names.values():
             raise ProtocolError("duplicate", "the name has advertised keys already")
         if self._keys.intersection(keys) or len(set(keys)) < len(keys):
@@ -244,9 +252,8 @@ class Server:
             if self.cohort.check(value) == check:
                 number = self.cohort.holders(dealer).index(name) + 1
                 found.append((dealer, number, int.from_bytes(value, "big")))
-            else:
-                error = ProtocolError("share", f"not the share that {dealer} dealt")
-                self.dropped.append((sender, error))
+            # Else nobody is blamed: the holder may have changed it, or the dealer
+            # sealed another share than the one whose hash it published.
         return found
 
     def _known(self, sender: int) -> tuple[str, list[str]]:
@@ -294,6 +301,8 @@ class Server:
         else:
             right = public_key(secret) == cohort.mask_key[dealer]
         if not right:
+            # As many shares as fit their published hashes: nobody else can have erred.
+            self._cheats.add(dealer)
             raise ProtocolError("dealer", f"the shares of {dealer} do not fit")
         if in_sum:
             key, _ = cohort.own_mask(dealer, secret)

@@ -81,8 +81,10 @@ class Settings:
     def hash(self) -> str:
         """Hash of everything a frame depends on."""
         keys = self.job.secure
-        noise = [self.job.privacy, keys.colluders] if self.encoder else []
-        about = [SCHEME, keys.threat, self.least, self.quantiser, *noise]
+        # What decides the noise: how many rounds are to be accounted for, too.
+        noise = [self.job.privacy, self.job.train.rounds] if self.encoder else []
+        sizes = [self.least, keys.max_cohort, keys.colluders, keys.group_size]
+        about = [SCHEME, keys.threat, *sizes, self.quantiser, *noise]
         return digest(repr(about).encode())
 
     def session(self, run: str, request: Request) -> Session:

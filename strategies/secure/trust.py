@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from truststram.job import Job
 
-from .graph import MALICIOUS
+from .graph import COMPLETE, MALICIOUS
 from .groups import LEAST
 from .keys import HE
 
@@ -22,7 +22,7 @@ def trust_line(job: Job) -> str:
     if keys.group_size:
         least += " (those of each group)"
     if keys.scheme not in HE:
-        return least + _masked(keys.threat)
+        return least + _masked(job)
     if keys.key_holder == "clients":
         return (
             f"{least}, if it follows the protocol; every node has the key: any one "
@@ -40,14 +40,24 @@ def trust_line(job: Job) -> str:
     )
 
 
-def _masked(threat: str) -> str:
-    """Return the line's end for secure aggregation (:mod:`.secagg`)."""
-    if threat == MALICIOUS:
+def _masked(job: Job) -> str:
+    """Return the line's end for secure aggregation (:mod:`.secagg`, :mod:`.graph`)."""
+    keys = job.secure
+    if keys.threat == MALICIOUS:
         return (
-            ", whatever it does, unless a third of a sum's nodes collude with it; sums "
-            "are exact as long as less than a third of their nodes drop out."
+            ", whatever it does, unless a third of a sum's nodes collude with it (it "
+            "may compare sums of different models and nodes); sums are exact as long "
+            "as less than a third of their nodes drop out."
         )
-    return (
+    line = (
         ", if it follows the protocol, unless half of a sum's nodes collude with it; "
         "sums are exact as long as no more than half of their nodes drop out."
     )
+    if keys.max_cohort > COMPLETE and not keys.colluders:
+        line += (
+            f" Of more than {COMPLETE} nodes each shares its secrets with 20: there a "
+            "twentieth may collude while a fifth drop out (chance of exposure below "
+            "1e-6), and a tenth may drop out (chance of no sum below 1e-3); "
+            "secure.colluders above 0 has everyone share with everyone."
+        )
+    return line

@@ -126,7 +126,8 @@ def test_a_share_that_was_tampered_with_is_known_and_left_out():
     np.testing.assert_array_equal(
         s.server.unmask({**answers, 3: bytes(wrong)}), s.expected([0])
     )
-    assert [(sender, e.code) for sender, e in s.server.dropped] == [(3, "share")]
+    # The holder, or a dealer that sealed another share than it published: nobody knows.
+    assert s.server.dropped == []
 
 
 def test_a_dealer_of_bad_shares_stops_nobody_while_it_stays():
@@ -136,6 +137,7 @@ def test_a_dealer_of_bad_shares_stops_nobody_while_it_stays():
     wrong[40:60] = bytes(20)  # what the first holder gets
     s.messages = s.server.shares({**answers, 2: bytes(wrong)})
     np.testing.assert_array_equal(s.mask().collect().unmask(), s.expected())
+    assert s.server.dropped == []  # the holder did nothing wrong
 
 
 def test_a_dealer_whose_shares_are_of_another_secret_is_named():
@@ -145,6 +147,7 @@ def test_a_dealer_whose_shares_are_of_another_secret_is_named():
     s.messages = s.server.shares({**answers, 2: wrong})
     with pytest.raises(ProtocolError, match=r"dealer.*node-002"):
         s.mask().collect().unmask()
+    assert s.server._cheats == {"node-002"}
 
 
 def test_private_keys_are_forgotten_once_they_are_used():

@@ -255,7 +255,15 @@ def test_values_are_masked_once():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"round": 2}, {"job": "other"}, {"model": KEYS[0]}, {"min_cohort": 4}]
+    "changes",
+    [
+        {"round": 2},
+        {"job": "other"},
+        {"model": KEYS[0]},
+        {"min_cohort": 4},
+        {"max_cohort": 50},
+        {"colluders": 1},
+    ],
 )
 def test_a_state_is_good_for_its_own_sum_only(changes):
     state = at("unmask").clients[0].state()
@@ -310,6 +318,30 @@ def test_keys_that_were_advertised_before_are_dropped():
     keys |= {3: signed(3, mask=KEYS[0]), 4: signed(4, mask=KEYS[9], share=KEYS[9])}
     assert set(server.keys(keys)) == {0, 1, 2}
     assert dropped(server) == [(3, "duplicate-key"), (4, "duplicate-key")]
+
+
+def test_proven_cheats_are_not_let_in():
+    server = Server(session(), roster(N), {"node-002"})
+    assert set(server.keys({i: signed(i) for i in range(4)})) == {0, 1, 3}
+    assert dropped(server) == [(2, "dealer")]
+
+
+def test_too_many_keys_end_the_round():
+    about = session(max_cohort=4)
+    keys = {i: signed(i, about) for i in range(5)}
+    assert len(Server(about, roster(N)).keys(dict(list(keys.items())[:4]))) == 4
+    with refused("cohort-size"):
+        Server(about, roster(N)).keys(keys)
+
+
+def test_a_client_is_in_no_cohort_that_is_too_large():
+    s = Sum(N).keys()
+    small = session(max_cohort=N - 1)
+    client = Client(small, identity(0), roster(N))
+    adverts = [client.keys(), *(signed(i, small) for i in range(1, N))]
+    with refused("cohort-size"):
+        client.shares(join(adverts))
+    assert s.client(0).shares(s.messages[0])
 
 
 def test_too_few_keys_end_the_round():

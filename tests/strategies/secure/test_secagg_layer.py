@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
 from strategies.guard.layer import Guard
 from strategies.mean.layer import WeightedMean
-from strategies.secure.graph import MALICIOUS, SEMI_HONEST
+from strategies.secure import secagg_client
+from strategies.secure.contribution import numbers_of
+from strategies.secure.graph import MALICIOUS, SEMI_HONEST, degree
 from strategies.secure.identity import Identity
 from strategies.secure.secagg_layer import SecAggSum
 from strategies.secure.secagg_mod import secagg_mod
 from strategies.secure.secagg_wire import Request, Settings, word_of
+from strategies.secure.trust import trust_line
 from strategies.secure.wire import SECURE
 from strategies.server_sgd import ServerSGD
 from tests.strategies.secure.masked import STEPS, Federation, job_of, stage_of
@@ -158,6 +163,46 @@ def test_towards_a_malicious_server_consent_binds():
     np.testing.assert_allclose(found, f.expected(), **CLOSE)
 
 
+@pytest.mark.parametrize(
+    "sizes", [{"secure.max-cohort": 6}, {"secure.min-cohort": 8}], ids=["most", "least"]
+)
+def test_a_cohort_of_a_wrong_size_is_refused_before_anybody_is_asked(sizes):
+    f = federation(**sizes)
+    assert f.begin() == []
+    assert [e["code"] for e in f.of("secure-refused")] == ["cohort-size"]
+    assert f.sent == []
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_who_dealt_wrong_shares_is_left_out_from_then_on(monkeypatch, stays):
+    f, at = federation(gone={"mask": [] if stays else [2]}), threading.local()
+    right = secagg_client.share
+
+    def asked(stage, node, message):
+        at.node = node
+        return message
+
+    def dealt(secret, *sizes):
+        return right(secret ^ (at.node == 2), *sizes)
+
+    f.ask = asked
+    with monkeypatch.context() as patch:
+        patch.setattr(secagg_client, "share", dealt)
+        assert f.round() == (None, None)
+        assert f.of("secure-refused")[0]["code"] == "dealer"
+        f.gone = {}
+        if stays:  # the others opened a sum with it, and open no other of this model
+            assert f.round() == (None, None)
+            f.arrays = model(0.7)
+        found, _ = f.round()
+    assert "dealer" in f.codes()
+    step = 0.2 if stays else 0.0
+    np.testing.assert_allclose(found, step + f.expected([2]), **CLOSE)
+    again = SecAggSum(f.job, ServerSGD())
+    again.load_state(f.layer.state())
+    assert again.state()["cheats"] == f.layer.state()["cheats"] != []
+
+
 def test_silence_is_over_at_the_deadline():
     f = Federation(5, **{"round.deadline": 0.5})
     push = f.grid.push_messages
@@ -186,8 +231,8 @@ def test_deployments_keep_their_secrets_in_a_file(tmp_path, monkeypatch):
     modes = []
 
     def look(stage, node, message):
-        state = tmp_path / str(node) / "secagg.state"
         if stage != "keys":
+            [state] = (tmp_path / str(node)).glob("secagg.state-*")
             modes.append(state.stat().st_mode & 0o777)
         return message
 
@@ -221,6 +266,32 @@ def test_the_plan_says_who_must_collude():
         assert (plan["scheme"], plan["bits"], plan["most"]) == ("secagg", 25, 100)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, False),
+        ({"secure.max-cohort": 101}, True),
+        ({"secure.max-cohort": 101, "secure.min-cohort": 4, "secure.colluders": 1}, 0),
+        ({"secure.max-cohort": 101, "secure.threat": MALICIOUS}, False),
+    ],
+)
+def test_the_trust_of_neighbourhoods_is_told_where_there_are_some(changes, told):
+    job = job_of(**changes)
+    assert ("twentieth" in trust_line(job)) == told
+    session = Settings(job).session("1", Request("keys", 1, "ab" * 32))
+    most = degree(session.max_cohort, session.threat, session.colluders)
+    assert (most < session.max_cohort - 1) == told
+
+
+@pytest.mark.parametrize(
+    ("examples", "counted"),
+    [(7.0, 7), (np.inf, 2**62), (1e300, 2**62), (-1.0, 0), (-np.inf, 0), (np.nan, 0)],
+)
+def test_any_number_of_examples_is_read(examples, counted):
+    content = RecordDict({"metrics": MetricRecord({"num-examples": examples, "a": 2})})
+    assert numbers_of(content) == ({"a": 2.0}, counted)
+
+
 def test_stages_are_told_with_their_bytes():
     f = federation()
     f.round()
@@ -244,6 +315,7 @@ def test_groups_have_a_sum_each():
     assert len(f.layer.inner.replies) == 2
     assert [e["clients"] for e in f.of("secure-sum")] == [4, 4]
     state = f.layer.state()
+    assert state["cheats"] == []
     members = {name for group in state["groups"] for name in group}
     assert members == set(map(str, f.grid.get_node_ids()))
     again = SecAggSum(f.job, ServerSGD())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from flwr.app import ConfigRecord, RecordDict
@@ -90,11 +91,20 @@ def test_whatever_clients_must_have_in_common_is_in_the_hash():
         {"secure.max-cohort": 50},
         {"secure.min-cohort": 4},
         {"secure.threat": "malicious"},
+        {"secure.colluders": 1},
+        {"secure.group-size": 3},
     ]
     hashes = [Settings(job_of(**changes)).hash for changes in jobs]
     assert len(set(hashes)) == len(jobs)
+    rounds = [job_of(**{"train.rounds": n}) for n in (5, 6)]
+    assert len({Settings(job).hash for job in rounds}) == 1
+    # How many rounds there are decides how much noise each has.
+    assert len({Settings(job, lambda n: None).hash for job in rounds}) == 2
     assert Settings(job_of()).hash == hashes[0]
     assert isinstance(Settings(job_of()).quantiser, Quantiser)
+
+
+TAG, OTHER = b"t" * 32, b"o" * 32
 
 
 @pytest.fixture(params=["file", "record"])
@@ -106,31 +116,76 @@ def make(request, tmp_path):
 
 
 def test_a_state_is_taken_once(make):
-    make().put(b"first")
-    make().put(b"second")
-    assert make().take() == b"second"
+    make().put(TAG, b"first")
+    make().put(TAG, b"second")
+    assert make().take(TAG) == b"second"
     with pytest.raises(ProtocolError, match=r"^stage: "):
-        make().take()
+        make().take(TAG)
 
 
 def test_without_a_state_there_is_no_sum(make):
     with pytest.raises(ProtocolError, match="in no sum"):
-        make().take()
+        make().take(TAG)
+
+
+def test_a_message_of_another_sum_leaves_the_state_alone(make):
+    make().put(TAG, b"kept")
+    with pytest.raises(ProtocolError, match=r"^session: "):
+        make().take(OTHER)
+    assert make().take(TAG) == b"kept"
+
+
+def run_of(number, folder):
+    context = make_context(1, {}, {})
+    context.run_id = number
+    return RoundState(context, folder)
+
+
+def test_runs_of_a_node_do_not_touch_each_other(tmp_path):
+    run_of(1, tmp_path).put(TAG, b"one")
+    run_of(2, tmp_path).put(OTHER, b"two")
+    assert run_of(1, tmp_path).take(TAG) == b"one"
+    assert run_of(2, tmp_path).take(OTHER) == b"two"
+
+
+def test_what_runs_that_died_have_left_is_removed(tmp_path):
+    run_of(1, tmp_path).put(TAG, b"long ago")
+    [old] = tmp_path.glob("secagg.state*")
+    run_of(2, tmp_path).put(TAG, b"two")
+    assert old.exists()  # it may still go on
+    os.utime(old, (0, 0))
+    run_of(2, tmp_path).put(TAG, b"two")
+    assert not old.exists()
+    assert run_of(2, tmp_path).take(TAG) == b"two"
+
+
+def test_one_of_many_threads_takes_a_state(tmp_path):
+    run_of(1, tmp_path).put(TAG, b"once")
+
+    def take(_):
+        try:
+            return run_of(1, tmp_path).take(TAG)
+        except ProtocolError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(take, range(8)))
+    assert sorted(found, key=bool) == [*[None] * 7, b"once"]
 
 
 def test_the_file_is_the_owners_alone_and_gone_when_it_was_read(tmp_path):
     state = RoundState(make_context(1, {}, {}), tmp_path)
     old = os.umask(0)
     try:
-        state.put(b"secret")
+        state.put(TAG, b"secret")
     finally:
         os.umask(old)
-    [file] = tmp_path.iterdir()
-    assert file.stat().st_mode & 0o777 == 0o600
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+    [file] = tmp_path.glob("secagg.state*")
     file.chmod(0o644)
     with pytest.raises(ConfigError, match="chmod"):
-        state.take()
-    assert list(tmp_path.iterdir()) == []
+        state.take(TAG)
+    assert list(tmp_path.glob("secagg.state*")) == []
 
 
 def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path):
@@ -138,7 +193,7 @@ def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path):
     target.write_bytes(b"kept")
     folder = tmp_path / "node"
     folder.mkdir()
-    (folder / "secagg.state.new").symlink_to(target)
+    (folder / "secagg.state-1.new").symlink_to(target)
     with pytest.raises(OSError, match="symbolic"):
-        RoundState(make_context(1, {}, {}), folder).put(b"secret")
+        run_of(1, folder).put(TAG, b"secret")
     assert target.read_bytes() == b"kept"
