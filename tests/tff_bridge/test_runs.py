@@ -21,6 +21,7 @@ from tests.tff_bridge.numpy_plan import (
     plan_of,
 )
 from tff_bridge import client, runtime, server
+from tff_bridge.leaves import WorkLayout
 from tff_bridge.strategy import PLAN, PREPARED
 from truststram import __version__
 from truststram._flower import make_context
@@ -354,6 +355,19 @@ def test_a_plan_with_counts_runs_with_the_mean(tmp_path, monkeypatch):
     monkeypatch.setattr(server, "CoordinatorRuntime", Counted)
     go(tmp_path, "run", {"tff.plan": written(plan, tmp_path)})
     assert seen == [[sum(20 + 3 * i for i in range(5)), 5]] * 3  # exact sums
+    # The guard drops a silo that leaves out a count, which would take it from all.
+    seen.clear()
+    reply = WorkLayout.reply
+
+    def without(layout, leaves):
+        made = reply(layout, leaves)
+        if made.examples == 20:
+            del made.metrics["tff-5-0"]
+        return made
+
+    monkeypatch.setattr(WorkLayout, "reply", without)
+    go(tmp_path, "other", {"tff.plan": written(plan, tmp_path)})
+    assert seen == [[sum(20 + 3 * i for i in range(1, 5)), 4]] * 3
 
 
 def test_the_tests_job_is_what_the_plan_was_compiled_for(tmp_path):
