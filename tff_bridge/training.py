@@ -116,8 +116,8 @@ def obstacles(plan: Plan) -> list[str]:
         ]
     if _places(sent, "gradient"):
         return [
-            "mime-lite's silos send two vectors, an update and a gradient, with weights "
-            "of their own; layers read one. Compile fed-avg with server.momentum"
+            "mime-lite's silos send two vectors, an update and a gradient, each with "
+            "its own weight; layers read one. Compile fed-avg with server.momentum"
         ]
     if not program.additive:
         reasons.append("the plan does not add up what silos send")
