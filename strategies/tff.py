@@ -32,7 +32,7 @@ TFF: tuple[Refusal, ...] = (
             bool(job.tff.plan) and job.privacy.on and job.privacy.unit == "example"
         ),
         "privacy.unit = example with tff.plan",
-        "the gradients of single examples are inside the plan, where nothing clips them",
+        "gradients of single examples are inside the plan, where nothing clips them",
         "privacy.unit = client, or a job without tff.plan",
     ),
 )

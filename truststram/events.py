@@ -51,8 +51,8 @@ Events
 ``privacy-spent``    round, epsilon (to be claimed if the run was planned to end here),
                      spent (by the ledger), delta, clip, noise
 ``privacy-exhausted`` round, epsilon
-``secure-plan``      scheme, trust (who must collude), bits, clip, most, encrypted, clear,
-                     clear_fraction, clear_arrays, keys (simulated | operator)
+``secure-plan``      scheme, trust (who must collude), bits, clip, most, encrypted,
+                     clear, clear_fraction, clear_arrays, keys (simulated | operator)
 ``secure-sum``       round, clients, clipped (fraction)
 ``secure-refused``   round, code, detail
 ``secure-stage``     round, stage, asked, answered, bytes_down, bytes_up

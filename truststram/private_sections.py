@@ -267,6 +267,6 @@ class TffKeys:
     )
     mixed: bool = _key(
         False,
-        "silos may train with torch instead (tff-engine in the node's config); training "
-        "metrics, which the two do not share, are then not sent",
+        "silos may train with torch instead (tff-engine in the node's config); "
+        "training metrics, which the two do not share, are then not sent",
     )
