@@ -24,7 +24,7 @@ __all__ = ["Masked", "masked_lines"]
 
 SECRET = bytes(32)
 NEIGHBOURS = (1, 9, 20)
-# Clients in a sum; with 21 or more each has 20 neighbours.
+# Clients in a sum; each exchanges masks with all others (up to 100 clients).
 FEW, MANY = 10, 32
 
 
@@ -35,7 +35,7 @@ class Masked:
     Parameters
     ----------
     nodes : int
-        Each has ``min(nodes - 1, 20)`` neighbours (semi-honest).
+        Each has ``nodes - 1`` neighbours (semi-honest).
     threat : str
     """
 
@@ -172,7 +172,7 @@ def masked_lines(
             note=f"{size / times[str(nodes)] / 1000:.1f} M values/s/core against "
             f"{size / times['peer'] / 1000:.2f}: quantise to "
             f"{one.settings.quantiser.bits} bits, agree on keys, mask with "
-            f"{min(nodes - 1, 20)} neighbours, serialise, sign; one thread, best of "
+            f"{nodes - 1} neighbours, serialise, sign; one thread, best of "
             f"{repeats} in turns",
         )
         yield line(
