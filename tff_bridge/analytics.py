@@ -18,18 +18,16 @@ on the server before the run and in the silo before it answers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 
-from truststram.errors import ConfigError
 from truststram.job import Job
 from truststram.sections import ServerKeys
 
 from .leaves import size
-from .manifest import Leaf, Program
+from .manifest import Program
+from .part import Part
 from .plan import Plan
 from .training import Training
-from .training import obstacles as training_obstacles
 
 __all__ = ["Analytics", "checked", "conflicts", "obstacles"]
 
@@ -37,49 +35,18 @@ __all__ = ["Analytics", "checked", "conflicts", "obstacles"]
 MAX_RESULT = 100_000
 
 
-@dataclass(frozen=True)
-class Analytics:
+class Analytics(Part):
     """A plan whose computation can be run over Flower; make it with :meth:`of`.
 
-    Attributes
-    ----------
-    plan : Plan
+    ``prepared`` is often nothing.
     """
 
-    plan: Plan
+    name = "analytics"
 
-    @classmethod
-    def of(cls, plan: Plan) -> Analytics:
-        """Return the computation of ``plan``.
-
-        Raises
-        ------
-        ConfigError
-            One line for each reason why it cannot be run.
-        """
-        if reasons := obstacles(plan):
-            raise ConfigError("\n".join(f"tff.plan: {reason}" for reason in reasons))
-        return cls(plan)
-
-    @property
-    def program(self) -> Program:
-        """Its pieces."""
-        return self.plan.programs["analytics"]
-
-    @property
-    def prepared(self) -> tuple[Leaf, ...]:
-        """What every silo is sent; often nothing."""
-        return self.program.pieces["prepare"].outputs
-
-    @property
-    def element(self) -> tuple[Leaf, ...]:
-        """The components of a batch, x and y; their first size varies."""
-        return self.program.pieces["work"].inputs[0].elements
-
-    @property
-    def batch_size(self) -> int:
-        """Rows that ``work`` is given at a time."""
-        return int(self.plan.job["train.batch-size"])
+    @staticmethod
+    def obstacles(plan: Plan) -> list[str]:
+        """Return why the computation cannot be run; empty if it can."""
+        return _obstacles(plan)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -98,17 +65,21 @@ def checked(plan: Plan) -> Training | Analytics:
     Raises
     ------
     ConfigError
-        As :meth:`Training.of` and :meth:`Analytics.of`.
+        One line for each reason why it cannot be run over Flower.
     """
-    if "analytics" in plan.programs:
-        return Analytics.of(plan)
-    return Training.of(plan)
+    return _kind(plan).of(plan)
 
 
 def obstacles(plan: Plan) -> list[str]:
     """Return why a plan of either kind cannot be run over Flower; empty if it can."""
-    if "analytics" not in plan.programs:
-        return training_obstacles(plan)
+    return _kind(plan).obstacles(plan)
+
+
+def _kind(plan: Plan) -> type[Training] | type[Analytics]:
+    return Analytics if Analytics.name in plan.programs else Training
+
+
+def _obstacles(plan: Plan) -> list[str]:
     program, reasons = plan.programs["analytics"], []
     if any(leaf.slot != "accumulate" for leaf in program.sent):
         reasons.append(

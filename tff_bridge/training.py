@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
-from truststram.errors import ConfigError
-
 from .leaves import WorkLayout, size
-from .manifest import Leaf, Program
+from .manifest import Leaf
+from .part import Part
 from .plan import Plan
 
 __all__ = ["Training", "obstacles"]
@@ -20,54 +18,23 @@ MAX_SUM = 64
 MAX_EPOCHS = 1000
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(Part):
     """A plan whose training can be a round of ours; make it with :meth:`of`.
 
-    Attributes
-    ----------
-    plan : Plan
+    ``prepared`` begins with the model's arrays.
     """
 
-    plan: Plan
+    name = "train"
 
-    @classmethod
-    def of(cls, plan: Plan) -> Training:
-        """Return the training of ``plan``.
-
-        Raises
-        ------
-        ConfigError
-            One line for each reason why it is not a round of ours.
-        """
-        if reasons := obstacles(plan):
-            raise ConfigError("\n".join(f"tff.plan: {reason}" for reason in reasons))
-        return cls(plan)
-
-    @property
-    def program(self) -> Program:
-        """Its pieces."""
-        return self.plan.programs["train"]
-
-    @property
-    def prepared(self) -> tuple[Leaf, ...]:
-        """What ``prepare`` returns: the model's arrays, then anything else."""
-        return self.program.pieces["prepare"].outputs
-
-    @property
-    def element(self) -> tuple[Leaf, ...]:
-        """The components of a batch, x and y; their first size varies."""
-        return self.program.pieces["work"].inputs[0].elements
+    @staticmethod
+    def obstacles(plan: Plan) -> list[str]:
+        """Return why the plan's training is not a round of ours; empty if it is."""
+        return obstacles(plan)
 
     @property
     def epochs(self) -> int:
         """Passes over the local data in a round."""
         return int(self.plan.job["train.local-epochs"])
-
-    @property
-    def batch_size(self) -> int:
-        """Local batch size."""
-        return int(self.plan.job["train.batch-size"])
 
     @cached_property
     def layout(self) -> WorkLayout:

@@ -93,26 +93,18 @@ def _named_padding(
 
 
 def _conv1d(
-    run: Any,
-    x: Any,
-    weight: Any,
-    bias: Any,
-    stride: list[int],
-    padding: Any,
-    dilation: list[int],
-    groups: int,
+    run: Any, x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, **rest: Any
 ) -> Any:
+    """Convolve NCL as NCHW of height 1."""
     tf = run.tf
-    wide = padding if isinstance(padding, str) else [0, padding[0]]
     out = _conv2d(
         run,
         tf.expand_dims(x, 2),
         tf.expand_dims(weight, 2),
-        bias,
-        [1, stride[0]],
-        wide,
-        [1, dilation[0]],
-        groups,
+        stride=[1, stride[0]],
+        padding=padding if isinstance(padding, str) else [0, padding[0]],
+        dilation=[1, dilation[0]],
+        **rest,
     )
     return tf.squeeze(out, axis=[2])
 
