@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
-import tempfile
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from truststram import _processes, events, runner
+from tests.truststram.played import play
+from truststram import events, runner
 from truststram.errors import ConfigError, RunError
 from truststram.job import Job
-from truststram.result import RoundReport, RunResult
-from truststram.superlink import LocalSuperLink, Outcome, processes_of
+from truststram.result import RunResult
 
-
-def play(job: Job, *, rounds: int = 2, end: str | None = "completed", reason: str = ""):
-    """Write the events that a ServerApp would write."""
-    folder = Path(job.run.dir) / job.run.id
-    log = events.EventLog(folder / "events.jsonl")
-    log.append("run-started", job=job.config(), nodes=4, resumed_from=0)
-    for number in range(1, rounds + 1):
-        log.append("round-finished", **asdict(RoundReport(number, {"loss": 1.0})))
-    if end:
-        log.append("run-finished", status=end, reason=reason, seconds=1.0)
-    log.close()
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 class Engine:
@@ -45,53 +30,11 @@ class Engine:
         self.act(job)
 
 
-@pytest.fixture(autouse=True)
-def _no_drawing(monkeypatch):
-    """Save the time of drawing; test_plots.py draws."""
-    monkeypatch.setattr(
-        "truststram.plots.curves", lambda run: (run.dir / "curves.png").touch()
-    )
-
-
 @pytest.fixture
 def local(monkeypatch) -> Engine:
     engine = Engine()
     monkeypatch.setattr("truststram.engine.run_local", engine)
     return engine
-
-
-class FakeSuperLink:
-    """Stands for Flower: plays events, adds to a log, and says how it ended."""
-
-    act = staticmethod(play)
-    outcome = Outcome("finished:completed", "N/A")
-    text = "Successfully started run 7\n"
-
-    def __init__(self, nodes: int):
-        self.nodes = nodes
-
-    def __enter__(self):
-        self.log = Path(os.environ["FAKE_LOG"])
-        self.log.write_text("superlink says hello\n")
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def run(self, app, config, log):
-        assert (app / "pyproject.toml").is_file()
-        with log.open("a") as file:
-            file.write(self.text)
-        type(self).act(Job.of(config))
-        return replace(self.outcome, output=self.text)
-
-
-@pytest.fixture
-def flower(monkeypatch, tmp_path) -> type[FakeSuperLink]:
-    fake = type("Fake", (FakeSuperLink,), {})
-    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "superlink.log"))
-    monkeypatch.setattr("truststram._flower_run.LocalSuperLink", fake)
-    return fake
 
 
 def test_the_result_is_read_from_the_events(local, tmp_path):
@@ -291,159 +234,3 @@ def test_the_keys_of_a_resume_are_checked(local, tmp_path):
         runner.run(change, dir=tmp_path)
     assert len(str(error.value).splitlines()) == 2
     assert len(local.calls) == 1
-
-
-def test_flower_is_believed_when_its_status_and_the_events_agree(flower, tmp_path):
-    result = runner.run({"train.rounds": 2}, engine="flower", nodes=4, dir=tmp_path)
-    assert result.ok
-    assert (result.dir / "flower.log").exists()
-
-
-def never_started(job):
-    pass
-
-
-def died(job):
-    play(job, end=None)
-
-
-def failed(job):
-    play(job, end="failed", reason="no node came\nsecond line")
-
-
-@pytest.mark.parametrize(
-    ("act", "outcome", "text", "cause"),
-    [
-        pytest.param(
-            failed,
-            Outcome("finished:failed", "Simulation failed with exception: x"),
-            "",
-            "no node came. See",
-            id="the server's reason first",
-        ),
-        pytest.param(
-            failed, Outcome("finished:completed"), "", "no node came", id="only events"
-        ),
-        pytest.param(
-            died,
-            Outcome("finished:failed", "Simulation failed with exception: boom"),
-            "",
-            "boom. See",
-            id="then Flower's",
-        ),
-        pytest.param(
-            died,
-            Outcome("finished:completed", "N/A"),
-            "a\nERROR :   ActorPool is empty error\n\n",
-            "ActorPool is empty error. See",
-            id="no end event",
-        ),
-        pytest.param(
-            never_started,
-            Outcome(),
-            "Using SuperLink\nError: [code: 15] Invalid run configuration\n╰───╯\n",
-            "[code: 15] Invalid run configuration. See",
-            id="the log last",
-        ),
-        pytest.param(
-            never_started, Outcome(), "", "Flower wrote nothing", id="nothing at all"
-        ),
-    ],
-)
-def test_a_failed_flower_run_names_its_cause_and_log(
-    flower, tmp_path, act, outcome, text, cause
-):
-    flower.act, flower.outcome, flower.text = staticmethod(act), outcome, text
-    with pytest.raises(RunError) as error:
-        runner.run({"run.id": "x"}, engine="flower", dir=tmp_path)
-    message = str(error.value)
-    assert cause in message
-    assert len(message.splitlines()) == 1
-    assert str(tmp_path / "x/flower.log") in message
-    assert "superlink says hello" in (tmp_path / "x/flower.log").read_text()
-    assert RunResult.read(tmp_path / "x").status == "failed"
-
-
-def test_the_reason_of_an_earlier_attempt_is_not_told_again(flower, tmp_path):
-    flower.act = staticmethod(failed)
-    with pytest.raises(RunError, match="no node came"):
-        runner.run({"run.id": "x"}, engine="flower", dir=tmp_path)
-    flower.act = staticmethod(never_started)
-    flower.outcome = Outcome("finished:failed", "new reason")
-    with pytest.raises(RunError, match="new reason"):
-        runner.run({"run.resume": "x"}, engine="flower", dir=tmp_path)
-
-
-def test_a_log_tells_the_attempts_apart(flower, tmp_path):
-    flower.act = staticmethod(failed)
-    for job in ({"run.id": "x"}, {"run.resume": "x"}, {"run.resume": "x"}):
-        with pytest.raises(RunError):
-            runner.run(job, engine="flower", dir=tmp_path)
-    text = (tmp_path / "x/flower.log").read_text()
-    parts = re.split(r"\n--- Attempt (\d), \d{4}-\d\d-\d\d \d\d:\d\d:\d\d ---\n", text)
-    assert parts[1::2] == ["2", "3"]
-    assert all(part.startswith(flower.text) for part in parts[::2])
-
-
-def sleeper(link: LocalSuperLink, *, marked: bool) -> subprocess.Popen[bytes]:
-    """Start a process that ignores SIGTERM, marked by environment or folder."""
-    code = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-        "print('ready', flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env={**os.environ, **({"FLWR_HOME": str(link.home)} if marked else {})},
-        cwd=None if marked else link.home / "work",
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert process.stdout
-    assert process.stdout.readline() == b"ready\n"
-    process.stdout.close()
-    return process
-
-
-def test_a_closed_superlink_leaves_no_process_and_no_folder(monkeypatch):
-    monkeypatch.setattr(_processes, "GRACE", 0.3)
-    link, other = LocalSuperLink(2), LocalSuperLink(2)
-    mine = [sleeper(link, marked=True), sleeper(link, marked=False)]
-    foreign = sleeper(other, marked=True)
-    assert {p.pid for p in processes_of(link.home)} == {p.pid for p in mine}
-    link.close()
-    link.close()
-    assert [p.wait(5) for p in mine] == [-signal.SIGKILL] * 2
-    assert not link.home.exists()
-    assert foreign.poll() is None
-    other.close()
-    assert foreign.wait(5) == -signal.SIGKILL
-
-
-def test_a_superlink_that_does_not_start_says_why(monkeypatch, tmp_path):
-    broken = tmp_path / "broken"
-    broken.write_text("#!/bin/sh\nprintf 'no \\033[91msuch\\033[0m option'; exit 2\n")
-    broken.chmod(0o700)
-    monkeypatch.setattr(_processes, "_installed", lambda program: str(broken))
-    link = LocalSuperLink(2)
-    with pytest.raises(RunError, match="no such option"), link:
-        pass
-    assert not link.home.exists()
-
-
-def test_nothing_leaks_into_flowers_processes(monkeypatch, tmp_path):
-    monkeypatch.setenv("PYTHONPATH", "/some/checkout")
-    monkeypatch.setenv("RAY_ADDRESS", "somewhere:1")
-    monkeypatch.setenv("FLWR_LOG_LEVEL", "DEBUG")
-    monkeypatch.setenv("no_proxy", "example.org")
-    environment = _processes._environment(tmp_path)
-    assert not {"PYTHONPATH", "RAY_ADDRESS", "FLWR_LOG_LEVEL"} & set(environment)
-    assert environment["no_proxy"] == "example.org,127.0.0.1,localhost"
-    assert environment["FLWR_HOME"] == str(tmp_path)
-
-
-def test_ray_gets_a_short_folder(monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", "/var/a-long-path/as-on-macos/T")
-    link = LocalSuperLink(2)
-    assert str(link.home).startswith("/tmp/ts-")
-    assert link.home.stat().st_mode & 0o777 == 0o700
-    link.close()
