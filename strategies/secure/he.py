@@ -118,15 +118,15 @@ class Cipher:
         if p.scheme == "ckks":
             half = Quantiser(1.0, p.bits, p.most).half
         for start in range(0, len(q), per):
-            block = np.zeros(per, np.uint64)
-            part = q[start : start + per]
-            block[: len(part)] = part
+            block = q[start : start + per]
+            if len(block) < per:
+                block = np.concatenate([block, np.zeros(per - len(block), q.dtype)])
             plain = self._seal.Plaintext()
             if p.scheme == "bfv":
-                block[DEGREE:] <<= np.uint64(p.lane)
-                self._encoder.encode((block[:DEGREE] | block[DEGREE:]).tolist(), plain)
+                high = np.left_shift(block[DEGREE:], p.lane, dtype=np.uint64)
+                self._encoder.encode((block[:DEGREE] | high).tolist(), plain)
             else:
-                pairs = (block.astype(np.float64) - half).view(np.complex128)
+                pairs = np.subtract(block, half, dtype=np.float64).view(np.complex128)
                 self._encoder.encode(pairs.tolist(), 2.0**p.scale, plain)
             yield plain
 

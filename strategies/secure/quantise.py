@@ -129,8 +129,8 @@ class Quantiser:
         x : array of shape (n,)
             Values beyond the clip count as the clip (:meth:`clipped` counts them).
         rng : numpy Generator
-            Decides which way values are rounded. It protects nothing and need not be
-            secret.
+            Of ``default_rng``; decides which way values are rounded. It protects
+            nothing and need not be secret.
 
         Raises
         ------
@@ -138,19 +138,20 @@ class Quantiser:
             For NaN; infinities are clipped.
         """
         q = np.empty(len(x), np.uint32)
+        places, fractions = np.empty((2, min(BLOCK, len(x))))
         for start in range(0, len(x), BLOCK):
             part = x[start : start + BLOCK]
+            y, up = places[: len(part)], fractions[: len(part)]
             # In double precision: float32 has not enough digits for a place between
             # two points.
-            y = np.multiply(part, 1 / self.step, dtype=np.float64)
-            np.clip(y, -self.half, self.half, out=y)
+            np.multiply(part, 1 / self.step, out=y, dtype=np.float64)
+            np.multiply(_uniform(rng, len(part)), 2.0**-32, out=up)
+            y += up
             y += self.half
-            y += rng.random(len(y))
             if np.isnan(y.sum()):
                 raise ValueError("a value to be quantised is not a number")
-            # Truncation is the floor here. A value at the clip may be at 2 half + 1
-            # after rounding of the sum itself.
-            np.minimum(y, 2 * self.half, out=y)
+            # Truncation is the floor here.
+            np.clip(y, 0, 2 * self.half, out=y)
             q[start : start + BLOCK] = y
         return q
 
@@ -192,3 +193,9 @@ class Quantiser:
         values: NDArray[np.float64] = centred.astype(np.float64)
         values *= self.step
         return values
+
+
+def _uniform(rng: np.random.Generator, n: int) -> NDArray[np.uint32]:
+    """Return ``n`` random words, two of each draw: 2**-32 of a step is fine enough."""
+    raw: NDArray[np.uint64] = rng.bit_generator.random_raw((n + 1) // 2)
+    return raw.view(np.uint32)[:n]

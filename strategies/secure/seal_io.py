@@ -220,11 +220,13 @@ def _header(size: int) -> bytes:
 
 def _packed(values: NDArray[np.uint64], bits: int) -> bytes:
     """Return coefficients below ``2**bits`` without their leading zeros."""
-    high = values.view("<u4")[1::2].astype("<u8")  # little-endian, as SEAL wrote it
+    high, width = values >> np.uint64(32), (bits - 32) // 4
     pairs = high[0::2] | high[1::2] << np.uint64(bits - 32)
-    narrow = pairs.view(np.uint8).reshape(-1, 8)[:, : (bits - 32) // 4]
-    low: NDArray[np.uint32] = values.view("<u4")[0::2]
-    return b"".join((low.tobytes(), narrow.tobytes()))
+    if width in (1, 2, 4):
+        narrow = pairs.astype(f"<u{width}")
+    else:  # several times as slow
+        narrow = np.ascontiguousarray(pairs.view(np.uint8).reshape(-1, 8)[:, :width])
+    return b"".join((values.astype("<u4").data, narrow.data))
 
 
 def _unpacked(data: memoryview, count: int, bits: int) -> NDArray[np.uint64]:

@@ -228,9 +228,10 @@ def _checksum(q: NDArray[np.integer], label: str) -> int:
     stream, total = np.random.PCG64(seed), 0
     for start in range(0, len(q), BLOCK):
         part = q[start : start + BLOCK].astype(np.uint64)
-        weights = stream.random_raw(len(part)) >> np.uint64(33)  # below 2**31
-        # Products are below 2**63; halves of them can be added in a block.
-        part *= weights
-        low, high = part & np.uint64(2**32 - 1), part >> np.uint64(32)
-        total += int(low.sum()) + (int(high.sum()) << 32)
+        raw = stream.random_raw((len(part) + 1) // 2).view(np.uint32)
+        # Weights below 2**31, products below 2**63: their halves can be added up.
+        part *= raw[: len(part)] >> np.uint32(1)
+        total += int((part & np.uint64(2**32 - 1)).sum())
+        part >>= np.uint64(32)
+        total += int(part.sum()) << 32
     return total % PRIME
