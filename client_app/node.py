@@ -77,7 +77,8 @@ def permit(job: Job, context: Context) -> None:
 
     Trusted all the same: the app, which is the code that checks this and which Flower
     installs as the SuperLink sends it, and the rest of the run config, which decides
-    what is trained.
+    what is trained (with a secure sum, the same on all its nodes:
+    :mod:`strategies.secure.given`).
 
     Raises
     ------

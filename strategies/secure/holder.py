@@ -6,10 +6,10 @@ is the last who can refuse, and checks by itself what can be checked:
 
 - the signed heads of all frames in the sum: members of the roster, each once, at least
   ``secure.min-cohort`` of them, all of one run, round, cohort, key, set of parameters
-  and **model**. A server that gave nodes different models (Pasquini et al., "Eluding
-  Secure Aggregation in Federated Learning via Model Inconsistency", CCS 2022) has heads
-  that differ, and gets nothing;
-- a node that took part: that it was given this model, for this cohort;
+  (the job is part of it), **model** and **content**. A server that gave nodes different
+  models, or other settings to one of them (:mod:`.given`), has heads that differ, and
+  gets nothing;
+- a node that took part: that it was given this content, for this cohort;
 - after decryption, before anything is told: as many clients as heads are in the sum,
   every value is in range, the checksum fits;
 - the journal: no two sums from which one node could be subtracted are told
@@ -81,11 +81,12 @@ def opened(
         "stage": UPDATE,
         "cohort": request.cohort_hash,
         "model": request.model,
+        "content": request.content,
         "key": key.fingerprint,
         "parameters": terms.hash,
     }
     if role == CLIENT and journal.joined(request.part_taken) is None:
-        raise ProtocolError("model", "this node took no part with that model")
+        raise ProtocolError("model", "this node took no part with that message")
     total, frames = _summed(request, terms, keyring, key, expected)
     header, names = frames[0].header, [frame.member.name for frame in frames]
     # The bytes of the sum are known from the heads where they are added here.

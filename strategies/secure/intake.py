@@ -65,6 +65,7 @@ class Intake:
             "stage": UPDATE,
             "cohort": self._request.cohort_hash,
             "model": self._request.model,
+            "content": self._request.content,
             "parameters": self._terms.hash,
         }
 

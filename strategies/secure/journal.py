@@ -1,10 +1,10 @@
 """What a node remembers of sums it took part in, so that it opens no two that differ.
 
 From two sums for the same model whose terms differ by one node, the server could
-subtract. So whoever opens sums (decrypts them, or gives its shares of their masks) does
-so, for one model, for sets of nodes that are equal or have nobody in common; and it is
-written down before it is done. A set of an earlier model is opened again only if it is
-exactly the same.
+subtract, whatever configuration came with the model. So whoever opens sums (decrypts
+them, or gives its shares of their masks) does so, for one model, for sets of nodes that
+are equal or have nobody in common; and it is written down before it is done. A set of
+an earlier model is opened again only if it is exactly the same.
 
 What this does not do
 ---------------------

@@ -36,6 +36,7 @@ from ..update import DELTA
 from ..update import UPDATE as UPDATE_RECORD
 from .clear import clear_mean
 from .federation import Federation
+from .given import given_by
 from .groups import Groups, rename
 from .identity import DECRYPTOR
 from .intake import Intake, Verified
@@ -46,7 +47,7 @@ from .slots import Summed
 from .terms import HELLO, OPEN, UPDATE, Request, label_of, terms_of
 from .told import Told
 from .trust import trust_line
-from .wire import SECURE, model_of
+from .wire import SECURE
 
 __all__ = ["SecureSum"]
 
@@ -78,13 +79,14 @@ class SecureSum(StrategyLayer):
     the run is resumed. The sum is exact on the integers that the nodes sent.
 
     A frame that was changed, cut off, replayed, swapped, or made for another run,
-    round, cohort, model or key, or under other parameters, is dropped with its reason,
-    and the round goes on without it; with fewer than ``secure.min-cohort`` left, or a
-    sum that is not decrypted or is out of range, the round is refused and the model
-    kept. No signature covers a sum: against intent it is as good as the nodes that
-    decrypt it. A malicious node may contribute any values up to ``secure.clip``; there
-    is no bound on the norm of a single update. With a wrong checksum it makes the
-    rounds fail that it takes part in, and nobody can tell which node it was.
+    round, cohort, model, configuration or key, or under other parameters, is dropped
+    with its reason, and the round goes on without it; with fewer than
+    ``secure.min-cohort`` left, or a sum that is not decrypted or is out of range, the
+    round is refused and the model kept. No signature covers a sum: against intent it is
+    as good as the nodes that decrypt it. A malicious node may contribute any values up
+    to ``secure.clip``; there is no bound on the norm of a single update. With a wrong
+    checksum it makes the rounds fail that it takes part in, and nobody can tell which
+    node it was.
 
     Events
     ------
@@ -99,7 +101,7 @@ class SecureSum(StrategyLayer):
         In ``configure_train``, if TenSEAL or the roster is missing, or the decryptor is
         to add more than a message can carry.
     RunError
-        If nodes of one round would be sent different models.
+        If nodes of one round would be sent different messages: which record it is.
     """
 
     reduces = True
@@ -135,16 +137,17 @@ class SecureSum(StrategyLayer):
         messages = [
             m for m in messages if m.metadata.dst_node_id not in federation.decryptors
         ]
-        model = model_of(messages)
+        given = given_by(messages)
         if messages:
-            self._told.begin(model)
+            self._told.begin(given.model)
         if messages and not self._groups:  # of groups all nodes are asked anyway
             messages = self._readdressed(messages)
         self._request = Request(
             UPDATE,
             server_round,
             cohort=tuple(sorted(str(m.metadata.dst_node_id) for m in messages)),
-            model=model,
+            model=given.model,
+            content=given.content,
         )
         problem = self._objection(len(messages))
         if problem is not None:

@@ -6,7 +6,8 @@ number of examples and all metrics leave inside one encrypted, signed frame
 ``secure.layers`` does not name travels in clear beside the frame.
 
 Before it trains, a node checks what it was asked: that it is one of a cohort of at
-least ``secure.min-cohort``, and that the model is the one that the request names. It
+least ``secure.min-cohort``, and that the model and all else that reaches the app are
+what the request names (:mod:`.given`): its signed frame says so to whoever decrypts. It
 may train for other cohorts with the same model: which sums are told is decided where
 they are decrypted, by the nodes that hold the key (:mod:`.holder`).
 """
@@ -16,30 +17,25 @@ from __future__ import annotations
 import hashlib
 import math
 
-from flwr.app import (
-    ArrayRecord,
-    Context,
-    Message,
-    MessageType,
-    RecordDict,
-)
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from truststram.errors import ConfigError, ProtocolError
 from truststram.job import Job
-from truststram.records import Spec, pack, records_of
+from truststram.records import Spec, pack
 from truststram.rng import derive
 
+from ..withheld import WithheldError
 from .clear import CLEAR, VALUES
-from .contribution import numbers_of, update_of
+from .contribution import numbers_of, reported, training_mod, update_of
+from .given import check_given
 from .holder import opened
 from .identity import DECRYPTOR
 from .journal import Journal
 from .keys import HE, JobKey, Keyring, keyring_of, require_seal
 from .selection import Selection
 from .terms import HELLO, OPEN, SUM, UPDATE, Request, Terms, label_of, terms_of
-from .wire import Header, hash_of_model, seal, with_frame
-from .withheld import WithheldError, withheld
+from .wire import Header, seal, with_frame
 
 __all__ = ["secure_mod"]
 
@@ -70,18 +66,14 @@ def secure_mod(job: Job) -> Mod:
         raise ConfigError("secure_mod needs secure.scheme = ckks or bfv.")
     require_seal(job)
 
-    def mod(
+    def answer(
         message: Message, context: Context, call_next: ClientAppCallable
     ) -> Message:
-        kind = message.metadata.message_type.split(".")[0]
-        if kind == MessageType.EVALUATE:
-            raise WithheldError("evaluation on private data is not released")
-        if kind != MessageType.TRAIN:
-            return call_next(message, context)
-        node = _Node(job, context, Request.of(message.content))
-        return node.answer(message, call_next)
+        return _Node(job, context, Request.of(message.content)).answer(
+            message, call_next
+        )
 
-    return mod
+    return training_mod(answer)
 
 
 class _Node:
@@ -104,12 +96,9 @@ class _Node:
         if request.stage == HELLO:
             frame = seal(self.keyring.identity, self._header(HELLO), b"")
             return Message(with_frame(frame), reply_to=message)
-        spec = self._check(message.content)
-        reply = withheld(message, self.context, call_next)
-        if not reply.has_content():
-            raise WithheldError("training failed; the reason stays on the node")
-        reply.content = self._sealed(message.content, reply.content, spec)
-        return reply
+        arrays = self._check(message)
+        found = reported(message, self.context, call_next)
+        return Message(self._sealed(arrays, found), reply_to=message)
 
     def _opened(self) -> bytes:
         """Return the decrypted sum, or why not, signed."""
@@ -129,13 +118,14 @@ class _Node:
             node="",
             cohort=self.request.cohort_hash,
             model=self.request.model,
+            content=self.request.content,
             key=self.key.fingerprint,
             parameters=self.terms.hash,
             about=about,
         )
 
-    def _check(self, content: RecordDict) -> Spec:
-        """Refuse to train for a request that is not sound; return the model's form."""
+    def _check(self, message: Message) -> ArrayRecord:
+        """Refuse to train for a request that is not sound; return the model."""
         request, keys = self.request, self.job.secure
         if self.keyring.identity.member.role == DECRYPTOR:
             raise ProtocolError("role", "this node decrypts and never trains")
@@ -150,19 +140,16 @@ class _Node:
             )
         if str(self.context.node_id) not in request.cohort:
             raise ProtocolError("cohort", "this node is not in the cohort")
-        arrays = records_of(content, ArrayRecord)
-        if len(arrays) != 1 or hash_of_model(arrays[0]) != request.model:
-            raise ProtocolError("model", "the model is not the one that was announced")
+        arrays = check_given(message, request.model, request.content)
         self.journal.join(request.part_taken, request.cohort_hash)
-        return Spec.of(arrays[0])
+        return arrays
 
-    def _sealed(self, asked: RecordDict, found: RecordDict, spec: Spec) -> RecordDict:
+    def _sealed(self, arrays: ArrayRecord, found: RecordDict) -> RecordDict:
         """Return the reply: a frame and, if the job says so, values in clear."""
-        [arrays] = records_of(asked, ArrayRecord)
         update = update_of(found, arrays)
         clear = update[:0]
         if self.job.secure.layers:
-            selection = Selection.of(spec, self.job.secure.layers)
+            selection = Selection.of(Spec.of(arrays), self.job.secure.layers)
             update, clear = selection.split(update)
         metrics, examples = numbers_of(found)
         about: dict[str, object] = {"values": len(update), "metrics": sorted(metrics)}

@@ -167,6 +167,7 @@ class Opening:
             round=self._request.round,
             cohort=self._request.cohort,
             model=self._request.model,
+            content=self._request.content,
             heads=() if adds else tuple(frame.head for frame in part.frames),
             total=b"" if adds else part.total,
             frames=tuple(f.head + f.body for f in part.frames) if adds else (),

@@ -3,9 +3,10 @@
 Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning",
 CCS 2017 (sections 4 and 6, and figure 4 with its lines against active servers); for
 many clients the neighbour graph of Bell et al., CCS 2020 (:mod:`.graph`). Differences:
-keys are bound to job, round and model by the signature that advertises them; who left
-the sum is decided once a round, so that no client is ever asked for both of another's
-secrets; every share has a public hash, so that a wrong one is known and left out.
+keys are bound to job, round, model and settings by the signature that advertises them;
+who left the sum is decided once a round, so that no client is ever asked for both of
+another's secrets; every share has a public hash, so that a wrong one is known and left
+out.
 
 Mathematics (x_i, shape (n,), the integers of client i; everything modulo 2^k)
 ------------------------------------------------------------------------------
@@ -50,9 +51,9 @@ repeated with any clients; sums of different models may have different clients.
 
 Not hidden: who takes part, when, and the sum itself. Not prevented: a client that
 contributes nonsense, or that deals shares of something else than it published, which
-makes the round fail; the server then knows who it was and leaves it out. The rest of
-the train message (its config) is not compared between clients: a malicious server that
-asks some of them to train differently learns the sum of what they then did.
+makes the round fail; the server then knows who it was and leaves it out. A server that
+gives some clients another model, configuration or job than others (:mod:`.given`) has
+adverts that are not signed for one session, and no client goes on with them.
 """
 
 from __future__ import annotations
@@ -86,8 +87,9 @@ class Session:
     job : str
         The job's id.
     round : int
-    model : bytes
-        SHA-256 of the global model that the updates start from.
+    given : bytes
+        SHA-256 of what all clients must have in common: the model that the updates
+        start from, everything else that they are given to train with, and the job.
     threat : str
         ``semi-honest`` or ``malicious``.
     min_cohort : int
@@ -100,7 +102,7 @@ class Session:
 
     job: str
     round: int
-    model: bytes
+    given: bytes
     threat: str
     min_cohort: int
     max_cohort: int = MAX_CLIENTS
@@ -115,7 +117,7 @@ class Session:
         """32 bytes that only equal sessions share."""
         sizes = f"{self.min_cohort} {self.max_cohort} {self.colluders}"
         numbers = f"{self.round} {sizes} {self.threat}"
-        body = join([self.job.encode(), numbers.encode(), self.model])
+        body = join([self.job.encode(), numbers.encode(), self.given])
         return hashlib.sha256(b"truststram secagg 1" + body).digest()
 
     def check_size(self, clients: int) -> None:

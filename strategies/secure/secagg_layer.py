@@ -25,18 +25,15 @@ from truststram.job import Job
 from ..base import StrategyLayer
 from ..server_sgd import ServerSGD
 from .federation import Federation
+from .given import given_by
 from .groups import Groups, rename
 from .quantise import Coder
 from .secagg_round import Round
 from .secagg_wire import KEYS, Request, Settings
 from .stages import Stages
 from .trust import trust_line
-from .wire import model_of
 
 __all__ = ["SecAggSum"]
-
-# In the place of its hash where nobody is asked.
-NO_MODEL = "0" * 64
 
 
 class SecAggSum(StrategyLayer):
@@ -58,11 +55,12 @@ class SecAggSum(StrategyLayer):
     ``secure.min-cohort`` nodes and nothing else, under the assumption that is told
     before the first round; the sum is exact on the integers that the nodes sent, as
     long as no more nodes drop out than the threshold allows. A frame that was changed,
-    cut off, replayed, swapped, or made for another run, round, cohort or model, or
-    under other settings, is dropped with its reason; a round that cannot be opened is
-    refused and the model kept; a node that made it fail by wrong shares, provably, is
-    left out of later rounds (if it was in the sum itself, the others have opened that
-    sum as far as they know, and wait for another model: the run ends). A cohort outside
+    cut off, replayed, swapped, or made for another run, round, cohort, model or
+    configuration, or under other settings, is dropped with its reason; a round that
+    cannot be opened is refused and the model kept; a node that made it fail by wrong
+    shares, provably, is left out of later rounds (if it was in the sum itself, the
+    others have opened that sum as far as they know, and wait for another model: the run
+    ends). A cohort outside
     ``secure.min-cohort`` and ``secure.max-cohort`` is refused before anybody trains. A
     malicious node may contribute any values up to
     ``secure.clip``; there is no bound on the norm of a single update.
@@ -79,7 +77,7 @@ class SecAggSum(StrategyLayer):
     ConfigError
         In ``configure_train``, if the roster is missing.
     RunError
-        If nodes of one round would be sent different models.
+        If nodes of one round would be sent different messages: which record it is.
     """
 
     reduces = True
@@ -107,7 +105,8 @@ class SecAggSum(StrategyLayer):
             self._begin(grid)
         assert self._federation is not None
         self._federation.grid = grid
-        request = Request(KEYS, server_round, model_of(messages) or NO_MODEL)
+        given = given_by(messages)
+        request = Request(KEYS, server_round, given.model, content=given.content)
         stages = Stages(
             self._federation, self.settings, request, self.emit, self.name_of
         )

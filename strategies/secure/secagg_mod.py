@@ -6,10 +6,11 @@ The app is called in one stage only and sees an ordinary train message, so any C
 with a train function takes part.
 
 Before it trains, a node checks that enough others are there, that all of them
-advertised keys for the same model, and that the model it got is that one. Before it
-consents to a sum or opens it, it notes who is in it (:mod:`.journal`) and refuses
-another set for the same model: from two sums that differ by one node, the server could
-subtract. A round whose sum was never opened may be repeated with other nodes.
+advertised keys for the same model and settings, and that what it got is what they are
+for (:mod:`.given`). Before it consents to a sum or opens it, it notes who is in it
+(:mod:`.journal`) and refuses another set for the same model, whatever settings come
+with it: from two sums that differ by one node, the server could subtract. A round whose
+sum was never opened may be repeated with other nodes.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from truststram._flower import with_content
 from truststram.errors import ConfigError, ProtocolError
 from truststram.job import Job
-from truststram.records import Float32, records_of
+from truststram.records import Float32
 from truststram.rng import derive
 
-from .contribution import numbers_of, update_of
+from ..withheld import WithheldError
+from .contribution import numbers_of, reported, training_mod, update_of
+from .given import check_given
 from .graph import MALICIOUS, quorums_meet
 from .journal import Journal
 from .keys import Keyring, keyring_of
@@ -34,8 +36,7 @@ from .quantise import Coder
 from .secagg_client import Client
 from .secagg_state import RoundState
 from .secagg_wire import KEYS, MASK, SCHEME, Request, Settings, label_of, word_of
-from .wire import SECURE, hash_of_model, seal, with_frame
-from .withheld import WithheldError, withheld
+from .wire import seal, with_frame
 
 __all__ = ["secagg_mod"]
 
@@ -69,17 +70,12 @@ def secagg_mod(job: Job, encoder: Callable[[int], Coder] | None = None) -> Mod:
         raise ConfigError(f"secagg_mod needs secure.scheme = {SCHEME}.")
     settings = Settings(job, encoder)
 
-    def mod(
+    def answer(
         message: Message, context: Context, call_next: ClientAppCallable
     ) -> Message:
-        kind = message.metadata.message_type.split(".")[0]
-        if kind == MessageType.EVALUATE:
-            raise WithheldError("evaluation on private data is not released")
-        if kind != MessageType.TRAIN:
-            return call_next(message, context)
         return _Node(settings, message, context).answer(call_next)
 
-    return mod
+    return training_mod(answer)
 
 
 class _Node:
@@ -133,20 +129,13 @@ class _Node:
         """Train, and return the masked update and numbers."""
         self.client.open(self.request.body)
         cohort = self.client.cohort
-        arrays = records_of(self.message.content, ArrayRecord)
-        if len(arrays) != 1 or hash_of_model(arrays[0]) != self.request.model:
-            raise ProtocolError("model", "not the model that keys were advertised for")
+        request = self.request
+        arrays = check_given(self.message, request.model, request.content)
         if self.settings.job.secure.threat == MALICIOUS:
-            self.journal.mask(self.request.model, cohort.names, quorums_meet)
-        content = RecordDict(
-            {k: v for k, v in self.message.content.items() if k != SECURE}
-        )
-        plain = with_content(self.message, content)
-        reply = withheld(plain, self.context, call_next)
-        if not reply.has_content():
-            raise WithheldError("training failed; the reason stays on the node")
-        update = update_of(reply.content, arrays[0])
-        metrics, examples = numbers_of(reply.content)
+            self.journal.mask(request.model, cohort.names, quorums_meet)
+        found = reported(self.message, self.context, call_next)
+        update = update_of(found, arrays)
+        metrics, examples = numbers_of(found)
         about = {"values": len(update), "metrics": sorted(metrics)}
         values = self._integers(about, update, examples, metrics)
         self.client.mask(values)

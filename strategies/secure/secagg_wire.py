@@ -7,7 +7,8 @@ with a train function takes part:
 
 ``stage``   str, one of :data:`.secagg.STAGES`
 ``round``   int
-``model``   str, hash of the global model (:func:`.wire.hash_of_model`)
+``model``   str, hash of the global model, and
+``content`` str, of all that comes with ``mask`` (:mod:`.given`)
 ``body``    bytes, what :class:`.secagg_server.Server` says; missing in ``keys``
 
 Only the stage ``mask`` also carries the model and reaches the app. Replies are frames
@@ -29,7 +30,7 @@ from flwr.app import ConfigRecord, RecordDict
 from truststram.errors import ConfigError, ProtocolError
 from truststram.job import Job
 
-from .groups import LEAST
+from .given import hash_of_job
 from .masks import word
 from .quantise import Coder, Quantiser
 from .secagg import STAGES, Session
@@ -40,7 +41,7 @@ __all__ = ["KEYS", "MASK", "SCHEME", "Request", "Settings", "word_of"]
 
 SCHEME = "secagg"
 KEYS, MASK = "keys", "mask"
-MODEL_HASH = 64  # hexadecimal digits
+HASH_DIGITS = 64  # hexadecimal
 # A vector word as wide as a float32: uploads are no larger than without masks.
 WIDTH, MOST_BITS = 32, 31
 
@@ -71,28 +72,19 @@ class Settings:
         bits = min(WIDTH - (most - 1).bit_length(), MOST_BITS)
         return Quantiser(self.job.secure.clip, bits, most)
 
-    @property
-    def least(self) -> int:
-        """Smallest number of nodes in a sum: with colluders, still three others."""
-        keys = self.job.secure
-        return max(keys.min_cohort, LEAST + keys.colluders)
-
     @cached_property
     def hash(self) -> str:
-        """Hash of everything a frame depends on."""
-        keys = self.job.secure
-        # What decides the noise: how many rounds are to be accounted for, too.
-        noise = [self.job.privacy, self.job.train.rounds] if self.encoder else []
-        sizes = [self.least, keys.max_cohort, keys.colluders, keys.group_size]
-        about = [SCHEME, keys.threat, *sizes, self.quantiser, *noise]
-        return digest(repr(about).encode())
+        """Hash of everything a frame depends on: the job, and who makes integers."""
+        about = [SCHEME, self.quantiser, self.encoder is not None]
+        return digest(repr(about).encode(), hash_of_job(self.job).encode())
 
     def session(self, run: str, request: Request) -> Session:
         """Return the sum that a request is about."""
         keys = self.job.secure
-        model = bytes.fromhex(request.model)
-        sizes = (self.least, keys.max_cohort, keys.colluders)
-        return Session(run, request.round, model, keys.threat, *sizes)
+        parts = (self.hash, request.model, request.content)
+        given = digest(*(part.encode() for part in parts))
+        sizes = (keys.min_cohort, keys.max_cohort, keys.colluders)
+        return Session(run, request.round, bytes.fromhex(given), keys.threat, *sizes)
 
     def header(self, run: str, request: Request, cohort: str, **about: Any) -> Header:
         """Return the header of a frame of this job."""
@@ -104,6 +96,7 @@ class Settings:
             node="",
             cohort=cohort,
             model=request.model,
+            content=request.content,
             key="",
             parameters=self.hash,
             about=about,
@@ -148,6 +141,7 @@ class Request:
     round: int
     model: str
     body: bytes = b""
+    content: str = ""
 
     def at(self, stage: str, body: bytes = b"") -> Request:
         """Return the request of another stage of the same round."""
@@ -155,9 +149,8 @@ class Request:
 
     def record(self) -> ConfigRecord:
         """Return the record that carries this request."""
-        record = ConfigRecord(
-            {"stage": self.stage, "round": self.round, "model": self.model}
-        )
+        texts = {"stage": self.stage, "model": self.model, "content": self.content}
+        record = ConfigRecord({**texts, "round": self.round})
         if self.body:  # Flower 1.41 cannot measure an empty value
             record["body"] = self.body
         return record
@@ -175,16 +168,17 @@ class Request:
         if not isinstance(record, ConfigRecord):
             raise ProtocolError("request", "the server asks for no secure sum")
         stage, number = record.get("stage"), record.get("round")
-        model, body = record.get("model"), record.get("body", b"")
+        model, given = record.get("model"), record.get("content")
+        body = record.get("body", b"")
         if stage not in STAGES or type(number) is not int or number < 0:
             raise ProtocolError("request", "a malformed request")
-        if not isinstance(body, bytes) or not _is_hash(model):
+        if not (isinstance(body, bytes) and _is_hash(model) and _is_hash(given)):
             raise ProtocolError("request", "a malformed request")
-        return cls(str(stage), number, str(model), body)
+        return cls(str(stage), number, str(model), body, str(given))
 
 
 def _is_hash(text: object) -> bool:
     """Return whether ``text`` is a SHA-256 as :func:`.wire.digest` writes it."""
-    if not isinstance(text, str) or len(text) != MODEL_HASH:
+    if not isinstance(text, str) or len(text) != HASH_DIGITS:
         return False
     return not set(text) - set("0123456789abcdef")

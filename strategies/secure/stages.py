@@ -113,8 +113,8 @@ class Stages:
             raise ProtocolError("client-error", text[:300])
         request, run = self.request.at(stage), self.federation.run
         header = self.settings.header(run, request, cohort)
-        names = ("scheme", "job", "round", "stage", "cohort", "model", "parameters")
-        expected = {name: getattr(header, name) for name in names}
+        names = ("scheme", "job", "round", "stage", "cohort", "model", "content")
+        expected = {n: getattr(header, n) for n in (*names, "parameters")}
         roster = self.federation.roster
         frame = open_frame(frame_of(reply.content), roster, expected, most)
         if frame.member.role != CLIENT:

@@ -10,6 +10,7 @@ A train message with a ConfigRecord ``"secure"``:
 ``round``   int
 ``cohort``  list of str, the Flower ids of the nodes that are asked for an update
 ``model``   str, hash of the arrays that come with ``update``
+``content`` str, hash of all that comes with ``update`` (:mod:`.given`)
 
 and for ``open`` also ``part`` (int, which of the round's sums), ``heads`` (list of
 bytes: the signed heads of the frames in the sum), and ``sum`` (bytes) or ``frames``
@@ -23,7 +24,6 @@ job.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -34,6 +34,7 @@ from flwr.app import ConfigRecord, RecordDict
 from truststram.errors import ProtocolError
 from truststram.job import Job
 
+from .given import hash_of_job
 from .keys import parameters_of
 from .parameters import Parameters
 from .quantise import Quantiser
@@ -83,11 +84,8 @@ class Terms:
 
     @cached_property
     def hash(self) -> str:
-        """Hash of all settings that a frame depends on."""
-        keys = self.job.secure
-        settings = [keys.key_holder, self.least, keys.clip, keys.threat]
-        settings += [keys.group_size, keys.layers]
-        return digest(self.parameters.hash.encode(), json.dumps(settings).encode())
+        """Hash of all settings that a frame depends on: those of the job."""
+        return digest(self.parameters.hash.encode(), hash_of_job(self.job).encode())
 
     def slots(self, about: Any) -> Slots:
         """Return the places of a vector that a signed header describes.
@@ -132,6 +130,7 @@ class Request:
     round: int
     cohort: tuple[str, ...] = ()
     model: str = ""
+    content: str = ""
     heads: tuple[bytes, ...] = ()
     total: bytes = b""
     frames: tuple[bytes, ...] = ()
@@ -144,8 +143,8 @@ class Request:
 
     @property
     def part_taken(self) -> str:
-        """What a node remembers of a model and cohort that it trained for."""
-        return f"{self.model} {self.cohort_hash}"
+        """What a node remembers of what it trained for."""
+        return f"{self.model} {self.content} {self.cohort_hash}"
 
     def record(self) -> ConfigRecord:
         """Return the record that carries this request."""
@@ -154,6 +153,7 @@ class Request:
             "round": self.round,
             "cohort": list(self.cohort),
             "model": self.model,
+            "content": self.content,
             "heads": list(self.heads),
             "sum": self.total,
             "frames": list(self.frames),
@@ -177,19 +177,21 @@ class Request:
         get = record.get
         found = cls(
             stage=get("stage", ""),  # type: ignore[arg-type]  # checked below
-            round=get("round", 0),  # type: ignore[arg-type]
+            round=get("round", 0),  # type: ignore[arg-type]  # checked below
             cohort=_list(get("cohort", []), str),
-            model=get("model", ""),  # type: ignore[arg-type]
+            model=get("model", ""),  # type: ignore[arg-type]  # checked below
+            content=get("content", ""),  # type: ignore[arg-type]  # checked below
             heads=_list(get("heads", []), bytes),
-            total=get("sum", b""),  # type: ignore[arg-type]
+            total=get("sum", b""),  # type: ignore[arg-type]  # checked below
             frames=_list(get("frames", []), bytes),
-            part=get("part", 0),  # type: ignore[arg-type]
+            part=get("part", 0),  # type: ignore[arg-type]  # checked below
         )
         typed = (
             found.stage in STAGES
             and type(found.round) is int
             and type(found.part) is int
             and isinstance(found.model, str)
+            and isinstance(found.content, str)
             and isinstance(found.total, bytes)
         )
         if not typed:

@@ -14,12 +14,12 @@ entry ``"frame"`` is bytes::
 
 Everything up to the signature, the signature included, is the *head*. It proves by
 itself what was sent: who holds the heads of a round can check who took part, with which
-model, without the bodies. Nothing of a body is looked at before the signature, every
-field of the header and the body's hash are found right.
+model and settings, without the bodies. Nothing of a body is looked at before the
+signature, every field of the header and the body's hash are found right.
 
-The header ties a body to one run, round, cohort, model, key and set of parameters: a
-frame that is replayed, swapped or made under another key is told by the field that
-differs.
+The header ties a body to one run, round, cohort, model, message, key and set of
+parameters: a frame that is replayed, swapped or made under another key is told by the
+field that differs.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
-from truststram.errors import ProtocolError, RunError
-from truststram.records import records_of
+from truststram.errors import ProtocolError
 
 from .identity import Identity, Member, Roster
 
@@ -45,8 +44,6 @@ __all__ = [
     "Header",
     "digest",
     "frame_of",
-    "hash_of_model",
-    "model_of",
     "open_frame",
     "open_head",
     "seal",
@@ -74,8 +71,9 @@ class Header:
         What the body is: an update, a decrypted sum, shares of a key ...
     node : str
         The signer's name in the roster.
-    cohort, model : str
-        Hashes of who was asked in this round and of the model they were given.
+    cohort, model, content : str
+        Hashes of who was asked in this round, of the model they were given and of
+        everything they were given (:mod:`.given`).
     key : str
         Fingerprint of the encryption key; empty for schemes without one.
     parameters : str
@@ -93,6 +91,7 @@ class Header:
     node: str
     cohort: str
     model: str
+    content: str
     key: str
     parameters: str
     body: str = ""
@@ -107,8 +106,9 @@ MISMATCH = {
     "stage": "the frame is of another stage",
     "cohort": "the frame is for another set of nodes",
     "model": "the node was given another model",
+    "content": "the node was given another configuration, or other records",
     "key": "the frame was made with another key: the key file is of another job",
-    "parameters": "the frame was made with other parameters",
+    "parameters": "the frame was made with other parameters, or for another job",
 }
 
 
@@ -129,36 +129,6 @@ def digest(*parts: bytes) -> str:
         sha.update(len(part).to_bytes(8, "big"))
         sha.update(part)
     return sha.hexdigest()
-
-
-def hash_of_model(arrays: ArrayRecord) -> str:
-    """Return the hash of a model as it travels: names, dtypes, shapes and bytes."""
-    parts = []
-    for name, array in arrays.items():
-        about = json.dumps([name, array.dtype, list(array.shape), array.stype])
-        parts += [about.encode(), array.data]
-    return digest(*parts)
-
-
-def model_of(messages: Iterable[Message]) -> str:
-    """Return the hash of the one model that all messages carry; "" without any.
-
-    Raises
-    ------
-    RunError
-        If they carry different ones.
-    """
-    known: dict[int, str] = {}
-    for message in messages:
-        for record in records_of(message.content, ArrayRecord):
-            if id(record) not in known:
-                known[id(record)] = hash_of_model(record)
-    if len(set(known.values())) > 1:
-        raise RunError(
-            "Nodes of one round would be sent different models; under a secure sum "
-            "they compare what they were sent."
-        )
-    return next(iter(known.values()), "")
 
 
 def seal(identity: Identity, header: Header, body: bytes | memoryview) -> bytes:

@@ -26,7 +26,7 @@ def roster(n: int) -> Roster:
 
 
 def session(threat: str = SEMI_HONEST, **changes) -> Session:
-    about = {"job": "job", "round": 1, "model": bytes(32), "min_cohort": 3}
+    about = {"job": "job", "round": 1, "given": bytes(32), "min_cohort": 3}
     return Session(**{**about, "threat": threat, **changes})
 
 

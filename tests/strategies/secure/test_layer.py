@@ -25,7 +25,7 @@ from strategies.server_sgd import ServerSGD
 from strategies.update import read_delta
 from tests.strategies.secure.support import Round, job_of
 from tests.support.federation import config, model, weights
-from truststram.errors import ConfigError, ProtocolError, RunError
+from truststram.errors import ConfigError, ProtocolError
 
 JOBS = {
     "bfv": job_of("bfv"),
@@ -482,18 +482,6 @@ def test_without_a_decryptor_the_run_stops():
         f.ask()
 
 
-def test_nodes_must_not_be_sent_different_models():
-    class Partial(FedAvg):
-        def configure_train(self, server_round, arrays, config, grid):
-            messages = list(super().configure_train(server_round, arrays, config, grid))
-            messages[0].content = RecordDict({"arrays": model(0.1)})
-            return messages
-
-    f = Round(JOBS["bfv"], 4, inner=Partial())
-    with pytest.raises(RunError, match="different models"):
-        f.ask()
-
-
 def test_layers_that_are_not_named_travel_in_clear():
     job = job_of("bfv", layers="w")
     f = Round(job, 4)
@@ -510,7 +498,7 @@ def test_layers_that_are_not_named_travel_in_clear():
 
 @pytest.mark.parametrize("change", ["value", "missing", "nan"])
 def test_values_in_clear_are_signed_too(change):
-    amount = lambda p, _: np.inf if (p, change) == (0, "nan") else 0.1  # noqa: E731
+    amount = lambda p, _: np.inf if (p, change) == (0, "nan") else 0.1  # noqa: E731  # shorter than a def
     f = Round(job_of("bfv", layers="w"), 4, amount)
     replies = f.replies()
     if change == "value":

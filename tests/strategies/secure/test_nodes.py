@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from strategies.secure import automatic
+from strategies.secure.given import given_by
 from strategies.secure.holder import TRIES, opened
 from strategies.secure.identity import Identity, Roster
 from strategies.secure.journal import Journal
@@ -19,7 +20,6 @@ from strategies.secure.wire import (
     FRAME,
     SECURE,
     frame_of,
-    hash_of_model,
     open_head,
     seal,
 )
@@ -73,6 +73,7 @@ class Holder:
             1,
             cohort=self.asked.cohort,
             model=self.asked.model,
+            content=self.asked.content,
             heads=tuple(self.heads if heads is None else heads),
             total=self.total if total is None else total,
             frames=tuple(self.frames),
@@ -211,7 +212,7 @@ def answer(f, message, change):
     content = RecordDict(dict(message.content.items()))
     content[SECURE] = message.content[SECURE].copy()
     change(content)
-    twin = Message(content, message.metadata.dst_node_id, "train", group_id="1")
+    twin = Message(content, message.metadata.dst_node_id, "train", group_id="")
     [reply] = f.grid.send_and_receive([twin])
     return reply
 
@@ -229,7 +230,8 @@ def other_model(content):
 
 def other_model_announced(content):
     content["arrays"] = model(0.7)
-    content[SECURE]["model"] = hash_of_model(model(0.7))
+    given = given_by([Message(content, 1, "train", group_id="")])
+    content[SECURE]["model"], content[SECURE]["content"] = given.model, given.content
 
 
 def no_request(content):

@@ -53,7 +53,7 @@ COHORTS = {
     # Keys of its own in the place of a client's: the server cannot sign them.
     "signature": lambda a: [a[0], a[1], a[2][:36] + a[3][36:]],
     # Signed by the right client, for another model: the server told it another one.
-    "signature ": lambda a: [a[0], a[1], signed(2, session(model=KEYS[0]))],
+    "signature ": lambda a: [a[0], a[1], signed(2, session(given=KEYS[0]))],
     # Signed in an earlier round, whose keys may be known by now.
     "signature  ": lambda a: [a[0], a[1], signed(2, session(round=0))],
     "unknown-key": lambda a: [
@@ -259,7 +259,7 @@ def test_values_are_masked_once():
     [
         {"round": 2},
         {"job": "other"},
-        {"model": KEYS[0]},
+        {"given": KEYS[0]},
         {"min_cohort": 4},
         {"max_cohort": 50},
         {"colluders": 1},
@@ -415,7 +415,7 @@ def test_mutated_messages_raise_nothing_else(moments, threat, stage, seed):
     try:
         getattr(s.client(0), "open" if stage == "mask" else stage)(body)
     except ProtocolError:
-        pass
+        pass  # refused
     else:  # what is accepted is harmless: sealed shares that do not open
         assert stage == "mask" or body == s.messages[0]
 
