@@ -118,8 +118,8 @@ def _client(seed: int) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         client = int(context.node_config["partition-id"])
-        number = int(message.content["config"]["server-round"])  # type: ignore[arg-type]
-        model = message.content["arrays"]["w"].numpy()  # type: ignore[union-attr]
+        number = int(message.content["config"]["server-round"])  # type: ignore[arg-type]  # an int
+        model = message.content["arrays"]["w"].numpy()  # type: ignore[union-attr]  # one Array
         rows = torch.stack(list(_batches(seed, client, number)))
         x, y = patches[client][rows], one_hot[client][rows][:, None]
         start = torch.from_numpy(model.copy())[None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,9 +145,9 @@ def masked_lines(
     sums = {nodes: Masked(nodes) for nodes in (FEW, MANY)}
     trials: dict[str, Trial] = {"epoch": local_epoch(), "peer": lambda: peer}
     for nodes, one in sums.items():
-        trials[str(nodes)] = lambda one=one: one.client(values)  # type: ignore[misc]  # bound now
+        trials[str(nodes)] = partial(one.client, values)
     for count in NEIGHBOURS:
-        trials[f"masks {count}"] = lambda n=count: _masks(size, n)  # type: ignore[misc]
+        trials[f"masks {count}"] = partial(_masks, size, count)
     times = milliseconds(interleaved(trials, repeats))
     theirs = sum(map(len, peer()))
     for nodes, one in sums.items():

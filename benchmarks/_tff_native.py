@@ -45,7 +45,7 @@ def let_the_executor_die_with_us() -> None:
         die = functools.partial(libc.prctl, PR_SET_PDEATHSIG, signal.SIGKILL)
         made(self, *arguments, **{**options, "preexec_fn": die})
 
-    subprocess.Popen.__init__ = with_death_signal  # type: ignore[method-assign]
+    subprocess.Popen.__init__ = with_death_signal  # type: ignore[method-assign]  # ends with us
 
 
 def main(folder: Path) -> None:

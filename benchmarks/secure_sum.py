@@ -100,7 +100,7 @@ class Encrypted:
         body = self.key.cipher.encrypt(vector)
         some = "0" * 64
         header = Header(
-            "x", "1", 1, "update", "", some, some, some[:32], some, about=about
+            "x", "1", 1, "update", "", *[some] * 3, some[:32], some, about=about
         )
         return seal(self.identity, header, body)
 
@@ -158,13 +158,11 @@ def work(ours: dict[str, Encrypted], clients: int, repeats: int) -> Iterator[Lin
     trials["peer"] = _loop(lambda: peer.frame(values))
     trials["peer decrypts"] = _loop(lambda: peer.decrypted(theirs))
     for name, scheme in ours.items():
-        trials[name] = _loop(lambda s=scheme: s.frame(values))  # type: ignore[misc]  # bound now
+        trials[name] = _loop(partial(scheme.frame, values))
         trials[f"{name} decrypts"] = _loop(
-            lambda s=scheme, n=name: s.decrypted(sums[n], SIZE, 2)  # type: ignore[misc]
+            partial(scheme.decrypted, sums[name], SIZE, 2)
         )
-        trials[f"{name} adds"] = _loop(
-            lambda s=scheme, n=name: s.total([sealed[n]] * 2, SIZE)  # type: ignore[misc]
-        )
+        trials[f"{name} adds"] = _loop(partial(scheme.total, [sealed[name]] * 2, SIZE))
     times = milliseconds(interleaved(trials, repeats))
     usual = sum(map(len, theirs)) / (4 * SIZE)
     for name, scheme in ours.items():

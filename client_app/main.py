@@ -58,7 +58,7 @@ def train(message: Message, context: Context) -> Message:
         own = (data, job, seed, context, is_simulated(context))
         return Message(_tff().train(message.content, *own), reply_to=message)
     model = task.model(job, seed=0)
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())  # type: ignore[union-attr]
+    model.load_state_dict(message.content["arrays"].to_torch_state_dict())  # type: ignore[union-attr]  # an ArrayRecord
     metrics = dict(task.train(model, data, job, seed))
     if job.tff.mixed:  # silos with TensorFlow have other metrics
         metrics = {}
@@ -95,8 +95,11 @@ def evaluate(message: Message, context: Context) -> Message:
     data = task.test_data(job, node)
     if data is None or len(data) == 0:
         raise DataError(f"node {node.name} has no test examples")
+    if job.tff.plan and _tff().evaluates(message.content, context.node_config):
+        own = (data, job, context, is_simulated(context))
+        return Message(_tff().evaluate(message.content, *own), reply_to=message)
     model = task.model(job, seed=0)
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())  # type: ignore[union-attr]
+    model.load_state_dict(message.content["arrays"].to_torch_state_dict())  # type: ignore[union-attr]  # an ArrayRecord
     metrics = dict(task.evaluate(model, data, job))
     record = MetricRecord({**metrics, "num-examples": len(data)})
     return Message(RecordDict({"metrics": record}), reply_to=message)

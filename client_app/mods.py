@@ -32,5 +32,5 @@ def stack_mod(
     return handler(message, context)
 
 
-def _call(mod, inner, message, context):  # type: ignore[no-untyped-def]
+def _call(mod, inner, message, context):  # type: ignore[no-untyped-def]  # as a Mod, for partial
     return mod(message, context, inner)

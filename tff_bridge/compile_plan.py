@@ -35,12 +35,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Beside this file there are modules with general names: find the package instead.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
-import tensorflow_federated as tff  # noqa: E402
+import numpy as np  # noqa: E402  # path first
+import tensorflow as tf  # noqa: E402  # path first
+import tensorflow_federated as tff  # noqa: E402  # path first
 
-from tff_bridge.classifier_tf import METRICS, ClassifierParts  # noqa: E402
-from tff_bridge.graphs_tf import evaluate, is_additive, shrink  # noqa: E402
+from tff_bridge.classifier_tf import METRICS, ClassifierParts  # noqa: E402  # path first
+from tff_bridge.graphs_tf import evaluate, is_additive, shrink  # noqa: E402  # path first
 
 Json = dict[str, Any]
 SECURE_SLOTS: dict[str, tuple[str, Callable[[int], int]]] = {

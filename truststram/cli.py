@@ -105,7 +105,7 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    pass
+    pass  # options before a command; no docstring, which would be its help
 
 
 @app.command(

@@ -163,6 +163,6 @@ def moved(arrays: ArrayRecord, seen: Model, exact: Model) -> ArrayRecord:
                 view(x[leaf.name], leaf.dtype, leaf.shape)
                 for x in (arrays, seen.arrays, exact.arrays)
             )
-            array = pack((values + (base - was)).astype(leaf.dtype, copy=False))  # type: ignore[operator]
+            array = pack((values + (base - was)).astype(leaf.dtype, copy=False))  # type: ignore[operator]  # floats
         record[leaf.name] = array
     return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -116,11 +117,9 @@ class Federation:
 def wait(condition, seconds):
     end = time.monotonic() + seconds
     while True:
-        try:
+        with contextlib.suppress(OSError):  # nobody listens yet
             if condition():
                 return
-        except OSError:
-            pass
         assert time.monotonic() < end, "not in time"
         time.sleep(0.3)
 

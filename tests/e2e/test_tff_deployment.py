@@ -12,7 +12,6 @@ from tff_bridge.plan import read_plan
 from truststram.result import RunResult
 
 pytestmark = pytest.mark.slow
-pytest.importorskip("tensorflow", reason="make tff installs it")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import torch
 from torch import nn
 
@@ -15,8 +16,6 @@ from tff_bridge.ops_tf import OPERATORS, Run, UnsupportedOperator, apply
 from tff_bridge.trace import trace
 
 from .models import MODELS, Frozen, Mlp
-
-tf = pytest.importorskip("tensorflow", reason="the extra tff is not installed")
 
 TOLERANCE = 1e-5
 

@@ -22,7 +22,6 @@ from truststram.tasks import register_task
 from truststram.tasks.breast_cancer import BreastCancer
 
 pytestmark = pytest.mark.slow
-pytest.importorskip("tensorflow", reason="make tff installs it")
 
 ROUNDS, NODES = 3, 4
 JOBS = {

@@ -21,7 +21,6 @@ from tff_bridge.training import Training
 from truststram.errors import RunError
 from truststram.tasks.breast_cancer import BreastCancer
 
-pytest.importorskip("tensorflow", reason="make tff installs it")
 # TensorFlow's own code, at import and when functions are traced.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

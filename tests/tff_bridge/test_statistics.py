@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from server_app.checkpoint import load_model
 from tff_bridge.capabilities import compiled_settings
@@ -16,8 +15,6 @@ from truststram.tasks import register_task
 from truststram.tasks.breast_cancer import BreastCancer
 
 from .plans import STATISTICS
-
-pytest.importorskip("tensorflow", reason="the extra tff is not installed")
 
 
 def test_moments_of_unequal_silos_are_those_of_all_data():

@@ -63,8 +63,8 @@ def messages(nodes):
 def exchange(delays, deadline=10.0, quorum=1.0, errors=()):
     clock = Clock()
     grid = SlowGrid(delays, clock, errors)
-    order = lambda node: (node, "")  # noqa: E731
-    return Exchange(grid, deadline, quorum, order, clock, clock.sleep), clock
+    wait = (deadline, quorum, lambda node: (node, ""))
+    return Exchange(grid, *wait, clock, clock.sleep), clock
 
 
 def nodes_of(phase):

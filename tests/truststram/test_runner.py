@@ -108,7 +108,7 @@ def test_a_task_of_the_caller_is_known_in_this_process(local, tmp_path):
     from truststram.tasks.digits import Digits
 
     class Mine(Digits):
-        pass
+        """A task that only this process knows."""
 
     runner.run({"task.name": "mine-1"}, task=Mine, dir=tmp_path)
     assert isinstance(load_task("mine-1"), Mine)

@@ -128,8 +128,8 @@ def _column_names(path: Path) -> list[str]:
 def _read(path: Path, *, names_only: bool = False) -> Any:
     """Return a file as a pandas frame, without its rows if ``names_only``."""
     import pandas as pd
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
         if path.suffix == ".csv":

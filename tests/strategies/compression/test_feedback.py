@@ -159,7 +159,7 @@ def test_the_commit_before_is_intact_if_this_one_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(
         type(store), "_write", lambda *a: (_ for _ in ()).throw(OSError)
     )
-    with pytest.raises(OSError):  # noqa: PT011
+    with pytest.raises(OSError):  # noqa: PT011  # it has no text
         memory.commit(2, name(2), update(2), RECORDS, b"body")
     monkeypatch.undo()
     again = Feedback(FolderStore(tmp_path, "7", JOB), SPEC, D)
