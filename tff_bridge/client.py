@@ -15,7 +15,9 @@ Message format
 --------------
 Hello, ``"config"``: ``tff-plan`` (sha256) and ``tff-plan-bytes`` (the file).
 Train message: see :mod:`.strategy`. Reply: an update as in :mod:`strategies.update`;
-besides ``num-examples``, its metrics are the plan's sums, divided by the weight.
+besides ``num-examples``, its metrics are the plan's sums, divided by the weight. Of a
+plan with secure sums it is integers (:mod:`.sealed`), for a secure sum's mod only.
+Evaluate message: see :mod:`.evaluation_layer`; its reply: :mod:`.evaluation`.
 The query of a computation, and its reply: see :mod:`.analytics_server`.
 """
 
@@ -23,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
@@ -36,18 +38,24 @@ from truststram.techniques import with_delta
 from .analytics import Analytics, checked, conflicts
 from .analytics_server import PREPARED as LEAVES
 from .analytics_server import SUMS, numbered, unnumbered
+from .evaluation import Evaluation
 from .leaves import Leaves, nbytes, size
+from .part import Part
 from .plan import Plan, read_plan
 from .runtime import SiloRuntime, require_tensorflow
+from .sealed import check_sealed
 from .silo_data import arrays_of, order_of
 from .strategy import PLAN, PREPARED
 from .torch_silo import check_torch
 from .training import Training
 
-__all__ = ["accept", "compute", "offer", "train", "uses_torch"]
+__all__ = [
+    *("accept", "compute", "evaluate", "evaluates", "offer", "train", "uses_torch"),
+]
 
 BYTES = "tff-plan-bytes"
 STATE = "truststram-tff"
+Kind = TypeVar("Kind", bound=Part)
 
 
 def offer(plan: Plan) -> ConfigRecord:
@@ -81,13 +89,15 @@ def accept(offered: ConfigRecord, job: Job, context: Context, simulated: bool) -
     _check_pinned(sha256, context.node_config, simulated)
     if not isinstance(data, bytes):
         raise ProtocolError("plan-file", "the server offers no plan")
-    plan = _checked(data, sha256)
+    plan = checked(_plan(data, sha256))
     if isinstance(plan, Analytics):
         _check_alone(job)
         require_tensorflow("this node")
     elif uses_torch(context.node_config):
         check_torch(plan, job)
     else:
+        if plan.sealed:
+            check_sealed(plan.sealed, job)
         require_tensorflow("this node")
     context.state[STATE] = ConfigRecord({PLAN: sha256, BYTES: data})
 
@@ -120,22 +130,53 @@ def train(
     ConfigError, DataError, ProtocolError, RunError
         One sentence for whoever reads the server's events.
     """
-    plan_bytes, sha256 = _kept(content, context, simulated)
-    training = _checked(plan_bytes, sha256)
-    if not isinstance(training, Training):
-        raise ConfigError("tff.plan: the plan has no training, only a computation")
-    runtime = _runtime(plan_bytes, sha256)
+    training, runtime = _agreed(Training, content, context, simulated)
+    if training.sealed:
+        check_sealed(training.sealed, job)
     x, y = arrays_of(data, training.element)
     leaves = runtime.work(
         *(x, y, order_of(seed, len(x), training.epochs), training.batch_size),
         _prepared(content, training),
         seconds=job.round.deadline,  # an answer after it would be thrown away
     )
+    if training.sealed:
+        return training.sealed.reply(leaves)
     reply = training.layout.reply(leaves)
     made = with_delta(RecordDict(), reply.delta)
     metrics = {} if job.tff.mixed else reply.metrics
     made["metrics"] = MetricRecord({**metrics, "num-examples": reply.examples})
     return made
+
+
+def evaluates(content: RecordDict, node_config: Mapping[str, Any]) -> bool:
+    """Return whether a node answers an evaluate message with a plan, not with torch."""
+    config = content.get("config")
+    asked = isinstance(config, ConfigRecord) and PLAN in config
+    return asked and not uses_torch(node_config)
+
+
+def evaluate(
+    content: RecordDict, data: Any, job: Job, context: Context, simulated: bool
+) -> RecordDict:
+    """Run ``work`` of the evaluation and return the content of the reply: metrics.
+
+    Parameters
+    ----------
+    content : RecordDict
+        Of the evaluate message.
+    data : object
+        Held out. See :func:`.silo_data.arrays_of`; each row is seen once.
+    job, context, simulated
+        As for :func:`train`.
+
+    Raises
+    ------
+    ConfigError, DataError, ProtocolError, RunError
+        One sentence for whoever reads the server's events.
+    """
+    evaluation, runtime = _agreed(Evaluation, content, context, simulated)
+    leaves = _once(evaluation, runtime, data, _prepared(content, evaluation), job)
+    return RecordDict({"metrics": MetricRecord({**evaluation.metrics(leaves)})})
 
 
 def compute(
@@ -162,18 +203,21 @@ def compute(
     ConfigError, DataError, ProtocolError, RunError
         One sentence for whoever reads the server's events.
     """
-    plan_bytes, sha256 = _kept(content, context, simulated)
-    analytics = _checked(plan_bytes, sha256)
-    if not isinstance(analytics, Analytics):
-        raise ConfigError("tff.plan: the plan has no computation, only a training")
+    analytics, runtime = _agreed(Analytics, content, context, simulated)
     _check_alone(job)
     prepared = unnumbered(content.get(LEAVES), analytics.prepared)
-    x, y = arrays_of(data, analytics.element)
-    leaves = _runtime(plan_bytes, sha256).work(
-        *(x, y, np.arange(len(x))[None], analytics.batch_size, prepared),
+    return RecordDict({SUMS: numbered(_once(analytics, runtime, data, prepared, job))})
+
+
+def _once(
+    part: Part, runtime: SiloRuntime, data: Any, prepared: Leaves, job: Job
+) -> Leaves:
+    """Return the leaves of ``work`` on every row once, in the order of the data."""
+    x, y = arrays_of(data, part.element)
+    return runtime.work(
+        *(x, y, np.arange(len(x))[None], part.batch_size, prepared),
         seconds=job.round.deadline,
     )
-    return RecordDict({SUMS: numbered(leaves)})
 
 
 def _check_alone(job: Job) -> None:
@@ -181,15 +225,18 @@ def _check_alone(job: Job) -> None:
         raise ConfigError("\n".join(f"tff.plan with {line}." for line in lines))
 
 
-def _kept(content: RecordDict, context: Context, simulated: bool) -> tuple[bytes, str]:
-    """Return the plan that a message names and this node agreed to, and its hash."""
+def _agreed(
+    kind: type[Kind], content: RecordDict, context: Context, simulated: bool
+) -> tuple[Kind, SiloRuntime]:
+    """Return what a message asks for, of the plan that this node agreed to."""
     config = content["config"]
     sha256 = str(config.get(PLAN, ""))
     _check_pinned(sha256, context.node_config, simulated)
     kept = context.state.get(STATE)
     if not isinstance(kept, ConfigRecord) or kept[PLAN] != sha256:
         raise ConfigError("this node does not have the plan: it was restarted")
-    return kept[BYTES], sha256  # type: ignore[return-value]  # accept() put bytes there
+    data: bytes = kept[BYTES]  # type: ignore[assignment]  # accept() put bytes there
+    return _part(kind, data, sha256), _runtime(kind, data, sha256)  # type: ignore[return-value]  # of this kind
 
 
 def _check_pinned(sha256: str, node_config: Mapping[str, Any], simulated: bool) -> None:
@@ -207,29 +254,39 @@ def _check_pinned(sha256: str, node_config: Mapping[str, Any], simulated: bool) 
 
 
 # A node takes part in few federations; a simulation's worker meets one plan.
-@lru_cache(maxsize=4)
-def _checked(data: bytes, sha256: str) -> Training | Analytics:
-    """Return what a plan is for, checked once in this process."""
-    return checked(read_plan(data, sha256))
-
-
 @lru_cache(maxsize=2)
-def _runtime(data: bytes, sha256: str) -> SiloRuntime:
-    """Return the runtime of a plan, made once in this process."""
-    return SiloRuntime(_checked(data, sha256).program)
+def _plan(data: bytes, sha256: str) -> Plan:
+    """Return a plan, read and checked once in this process."""
+    return read_plan(data, sha256)
 
 
-def _prepared(content: RecordDict, training: Training) -> Leaves:
-    """Return the leaves of ``prepare`` from a train message, which is not trusted."""
+@lru_cache(maxsize=4)
+def _part(kind: type[Part], data: bytes, sha256: str) -> Part:
+    """Return a plan's program of one kind, checked once in this process."""
+    plan = _plan(data, sha256)
+    if kind.name not in plan.programs:
+        found = ", ".join(plan.programs)
+        raise ConfigError(f"tff.plan: the plan has no {kind.name}, only {found}")
+    return kind.of(plan)
+
+
+@lru_cache(maxsize=4)
+def _runtime(kind: type[Part], data: bytes, sha256: str) -> SiloRuntime:
+    """Return what executes a program, made once in this process."""
+    return SiloRuntime(_part(kind, data, sha256).program)
+
+
+def _prepared(content: RecordDict, part: Part) -> Leaves:
+    """Return the leaves of ``prepare`` from a message with a model, not trusted."""
     arrays, config = content["arrays"], content["config"]
     if not isinstance(arrays, ArrayRecord) or not isinstance(config, ConfigRecord):
-        raise ProtocolError("array-records", "a train message has arrays and config")
+        raise ProtocolError("array-records", "the message has no arrays or no config")
     found: Leaves = []
-    for name, shape in training.plan.parameters.items():
+    for name, shape in part.plan.parameters.items():
         if name not in arrays:
             raise ProtocolError("array-keys", "an array of the model is missing")
         found.append(view(arrays[name], "float32", shape))
-    rest, given = training.prepared[len(found) :], config.get(PREPARED, b"")
+    rest, given = part.prepared[len(found) :], config.get(PREPARED, b"")
     expected, start = sum(map(nbytes, rest)), 0
     if not isinstance(given, bytes) or len(given) != expected:
         raise ProtocolError("tff-prepared", f"expected {expected} bytes")

@@ -16,8 +16,11 @@ from .analytics import Analytics
 from .analytics_server import AnalyticsServer
 from .capabilities import check, described, read_for
 from .client import offer
+from .evaluation import Evaluation, why_torch
+from .evaluation_layer import PlanEvaluation
 from .plan import Plan
 from .runtime import CoordinatorRuntime, require_tensorflow
+from .sealed_server import SealedServer
 from .strategy import TFFServer
 
 __all__ = ["PlanRun", "load"]
@@ -29,15 +32,16 @@ class PlanRun:
 
     Attributes
     ----------
-    strategy : TFFServer or AnalyticsServer
-        The innermost strategy; that of a computation stands alone, without layers.
+    strategy : TFFServer, PlanEvaluation or AnalyticsServer
+        The innermost strategy, if silos evaluate with the plan with a layer around it;
+        that of a computation stands alone, without layers.
     offer : ConfigRecord
         What every node must agree to before it takes part.
     about : dict
         The event ``tff-plan``.
     """
 
-    strategy: TFFServer | AnalyticsServer
+    strategy: TFFServer | PlanEvaluation | AnalyticsServer
     offer: ConfigRecord
     about: dict[str, Any]
 
@@ -59,13 +63,25 @@ def load(job: Job, task: Task) -> PlanRun:
     require_tensorflow("the server")
     found = check(read_for(job.tff.plan), job)
     plan, coordinator = found.plan, CoordinatorRuntime(found.program)
-    strategy: TFFServer | AnalyticsServer
+    about = described(plan, job)
     if isinstance(found, Analytics):
-        strategy = AnalyticsServer(found, coordinator, **stack.sampling(job))
-    else:
-        _check_model(plan, task, job)
-        strategy = TFFServer(found, coordinator, **stack.sampling(job))
-    return PlanRun(strategy, offer(plan), described(plan, job))
+        alone = AnalyticsServer(found, coordinator, **stack.sampling(job))
+        return PlanRun(alone, offer(plan), about)
+    _check_model(plan, task, job)
+    kind = SealedServer if found.sealed else TFFServer
+    trained = kind(found, coordinator, **stack.sampling(job))
+    reason = why_torch(plan, task, job)
+    about["evaluation"] = f"torch: {reason}" if reason else "plan"
+    if reason:
+        return PlanRun(trained, offer(plan), about)
+    return PlanRun(_evaluated(trained, plan, task), offer(plan), about)
+
+
+def _evaluated(trained: TFFServer, plan: Plan, task: Task) -> PlanEvaluation:
+    """Return a server of a plan whose silos evaluate with the plan too."""
+    evaluation = Evaluation.of(plan)
+    coordinator = CoordinatorRuntime(evaluation.program)
+    return PlanEvaluation(trained, evaluation, coordinator, tuple(task.metrics))
 
 
 def _check_model(plan: Plan, task: Task, job: Job) -> None:

@@ -7,12 +7,16 @@ beside the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.support.task import CLASSES, FEATURES, TinyTask
+from tff_bridge import client, runtime, server
 from tff_bridge.manifest import Leaf, Piece, Program
 from tff_bridge.plan import Plan
 from truststram.job import Job
@@ -58,6 +62,7 @@ def plan_of(
     weights: Mapping[str, np.ndarray] | None = None,
     name: str = "train",
     prepared: list[Leaf] | None = None,
+    evaluate: Program | None = None,
 ) -> Plan:
     """Return a plan; the options make it one that is refused, or a richer one."""
     parameters = [leaf(shape) for shape in SHAPES.values()]
@@ -91,7 +96,47 @@ def plan_of(
     )
     model = TinyTask().model(Job(), seed=3).state_dict()
     values = weights or {n: tensor.numpy() for n, tensor in model.items()}
-    return Plan.of({**SPEC, **spec}, {"numpy": "2"}, {name: program}, values, privacy)
+    programs = {name: program} | ({"evaluate": evaluate} if evaluate else {})
+    return Plan.of({**SPEC, **spec}, {"numpy": "2"}, programs, values, privacy)
+
+
+SUMS = {"loss_sum": "float32", "correct": "int64", "examples": "int64"}
+
+
+def evaluation(
+    sums: Mapping[str, str] = SUMS,
+    *,
+    down: Sequence[Leaf] | None = None,
+    metrics: Sequence[str] = ("loss", "accuracy", "examples"),
+    elements: int = 2,
+    **more: Any,
+) -> Program:
+    """Return the program of an evaluation; the options make it one of another kind."""
+    parameters = [leaf(shape) for shape in SHAPES.values()]
+    down = parameters if down is None else down
+    out = [leaf((), kind, f"0/0/{n}", role="metric") for n, kind in sums.items()]
+    total, state = bare(out), [*parameters, *bare(out)]
+    batch = (leaf((None, FEATURES)), leaf((None,), "int64"))[:elements]
+    data = Leaf(path="0", tensor="d:0", dtype="dataset", elements=batch)
+    told = [
+        leaf((), "int64" if name == "examples" else "float32", f"{group}/{name}")
+        for group in ("eval/current_round_metrics", "eval/total_rounds_metrics")
+        for name in metrics
+    ]
+    pieces = {
+        "init": ([], state),
+        "prepare": (state, down),
+        "work": ([data, *down], out),
+        "zero": ([], total),
+        "accumulate": ([*total, *total], total),
+        "merge": ([*total, *total], total),
+        "report": (total, total),
+        "update": ([*state, *total], [*state, *told]),
+    }
+    made = {n: Piece(inputs=tuple(i), outputs=tuple(o)) for n, (i, o) in pieces.items()}
+    return Program(
+        **{"pieces": made, "data": 1, "additive": True, "parameters": (0, 1), **more}
+    )
 
 
 def bare(leaves: list[Leaf]) -> list[Leaf]:
@@ -100,16 +145,17 @@ def bare(leaves: list[Leaf]) -> list[Leaf]:
 
 
 class NumpyCoordinator:
-    """The server's pieces."""
+    """The server's pieces of a training, or of an evaluation."""
 
     def __init__(self, program: object = None, lr: float = SPEC["train.lr"]) -> None:
         self.lr = np.float32(lr)
+        self.trains = not is_evaluation(program)
 
     def init(self):
         return [np.zeros(s, np.float32) for s in (*SHAPES.values(), *SHAPES.values())]
 
     def prepare(self, state):
-        return [*state[:2], np.asarray(self.lr)]
+        return [*state[:2], np.asarray(self.lr)] if self.trains else state[:2]
 
     def report(self, sums):
         return sums
@@ -124,16 +170,30 @@ class NumpyCoordinator:
         loss = float(loss_sum / examples) if examples else 0.0  # as TFF divides
         return [*model, *velocity], {"train-loss": loss}
 
+    def result(self, state, total):
+        loss_sum, correct, examples = total
+        assert [x.dtype.name for x in total] == list(SUMS.values())
+        one = [loss_sum / np.float32(examples), correct / np.float32(examples)]
+        wrong = np.full((), 99, np.float32)  # of all rounds: not to be told
+        return [*(np.asarray(x, np.float32) for x in one), examples, wrong, wrong]
+
+
+def is_evaluation(program: object) -> bool:
+    return isinstance(program, Program) and len(program.sent) == len(SUMS)
+
 
 class NumpySilo:
     """The silo's piece: SGD on the mean cross-entropy of each batch."""
 
-    calls = 0
+    calls = evaluations = 0
 
     def __init__(self, program: object = None) -> None:
-        pass
+        """Take the place of a runtime; what a program holds is written here."""
+        self.trains = not is_evaluation(program)
 
     def work(self, x, y, order, batch_size, prepared, seconds=None):
+        if not self.trains:
+            return self._evaluate(x, y, order, prepared)
         type(self).calls += 1
         w, b, lr = (np.array(leaf, np.float64) for leaf in prepared)
         loss_sum = examples = 0
@@ -153,3 +213,32 @@ class NumpySilo:
         leaves = [loss_sum, examples, *update, examples]
         kinds = ["float32", "int64", *["float32"] * 3]
         return [np.asarray(a, k) for a, k in zip(leaves, kinds, strict=True)]
+
+    def _evaluate(self, x, y, order, prepared):
+        type(self).evaluations += 1
+        assert np.array_equal(order, [np.arange(len(x))]), "each row once"
+        w, b = (np.array(leaf, np.float64) for leaf in prepared)
+        scores = x @ w.T + b
+        losses = np.log(np.exp(scores).sum(1)) - scores[np.arange(len(y)), y]
+        found = [losses.sum(), (scores.argmax(1) == y).sum(), len(y)]
+        return [np.asarray(a, k) for a, k in zip(found, SUMS.values(), strict=True)]
+
+
+def numpy_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+    silo: Callable[..., object] = NumpySilo,
+    coordinator: Callable[..., object] = NumpyCoordinator,
+) -> Iterator[None]:
+    """Let servers and silos execute plans with these classes, not with TensorFlow."""
+    monkeypatch.setattr(runtime, "find_spec", lambda name: "found")
+    monkeypatch.setattr(client, "SiloRuntime", silo)
+    monkeypatch.setattr(server, "CoordinatorRuntime", coordinator)
+    client._runtime.cache_clear()
+    yield
+    client._runtime.cache_clear()
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Return the events of one kind of the run in a folder."""
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    return [e for e in map(json.loads, lines) if e["kind"] == kind]

@@ -13,8 +13,8 @@ from client_app.main import app
 from server_app.checkpoint import load_model
 from tests.support.runs import run
 from tests.support.task import FEATURES, FailingNodes, TinyTask
-from tests.tff_bridge.numpy_plan import SPEC, leaf, plan_of
-from tff_bridge import client, runtime, server
+from tests.tff_bridge.numpy_plan import SPEC, events, leaf, numpy_pieces, plan_of
+from tff_bridge import client
 from tff_bridge.analytics import MAX_RESULT, Analytics, checked
 from tff_bridge.analytics_server import SUMS, AnalyticsServer, numbered
 from tff_bridge.capabilities import check, compiled_settings
@@ -61,7 +61,7 @@ def analytics_plan(
 
 class Silo:
     def __init__(self, program=None):
-        pass
+        """Read no program: numpy stands for it."""
 
     def work(self, x, y, order, batch_size, prepared, seconds=None):
         assert order.tolist() == [list(range(len(x)))], "each row once, in its order"
@@ -74,7 +74,7 @@ class Silo:
 
 class Coordinator:
     def __init__(self, program=None):
-        pass
+        """Read no program: numpy stands for it."""
 
     def init(self):
         return []
@@ -95,23 +95,13 @@ class Coordinator:
 
 @pytest.fixture(autouse=True)
 def _numpy_pieces(monkeypatch):
-    monkeypatch.setattr(runtime, "find_spec", lambda name: "found")
-    monkeypatch.setattr(client, "SiloRuntime", Silo)
-    monkeypatch.setattr(server, "CoordinatorRuntime", Coordinator)
-    client._runtime.cache_clear()
-    yield
-    client._runtime.cache_clear()
+    yield from numpy_pieces(monkeypatch, Silo, Coordinator)
 
 
 @pytest.fixture
 def path(tmp_path):
     analytics_plan().write(tmp_path / "own.tffplan")
     return str(tmp_path / "own.tffplan")
-
-
-def events(folder, kind):
-    lines = (folder / "run" / "events.jsonl").read_text().splitlines()
-    return [e for e in map(json.loads, lines) if e["kind"] == kind]
 
 
 def means(partitions):
@@ -122,7 +112,7 @@ def means(partitions):
 def test_a_run_gives_the_result_of_all_silos_rows(tmp_path, path):
     found = run(tmp_path, changes={"tff.plan": path, **ALONE})
     assert found.ok
-    [event] = events(tmp_path, "tff-result")
+    [event] = events(tmp_path / "run", "tff-result")
     assert found.computed == {"silos": 5, "result": event["result"]}
     assert event["result"]["more.rows"] == 5 * (2**53 + 1)  # integers are exact
     np.testing.assert_allclose(event["result"]["mean"], means(range(5)), rtol=1e-5)
@@ -131,7 +121,7 @@ def test_a_run_gives_the_result_of_all_silos_rows(tmp_path, path):
         arrays["mean"].numpy(), np.float32(event["result"]["mean"])
     )
     assert json.loads(found.write().read_text())["computed"] == found.computed
-    [plan] = events(tmp_path, "tff-plan")
+    [plan] = events(tmp_path / "run", "tff-plan")
     assert (plan["algorithm"], plan["pinned"]) == ("own.py", "nobody: simulation")
     [report] = found.rounds
     assert (report.replies, report.metrics, report.train_metrics) == (5, {}, {})
@@ -151,7 +141,7 @@ def test_silos_that_fail_are_told_and_left_out(tmp_path, path):
     np.testing.assert_allclose(
         found.computed["result"]["mean"], means([0, 2, 4]), rtol=1e-5
     )
-    dropped = events(tmp_path, "reply-dropped")
+    dropped = events(tmp_path / "run", "reply-dropped")
     assert [(e["node"], e["code"]) for e in dropped] == [
         *(("1", "client-error"), ("3", "client-error")),
     ]
@@ -280,7 +270,7 @@ def test_a_silo_answers_the_plan_it_agreed_to_only():
     assert float(found["0"].numpy()) == 23
     with pytest.raises(ProtocolError, match="array-keys"):
         app(query(plan, prepared=numbered([np.zeros(2)])), node)
-    with pytest.raises(ConfigError, match="no training, only a computation"):
+    with pytest.raises(ConfigError, match="no train, only analytics"):
         app(query(plan, "train", arrays=ArrayRecord()), node)
 
 
@@ -308,7 +298,7 @@ def test_a_job_that_says_it_is_private_gets_no_exact_sums():
 def test_a_training_plan_is_not_computed():
     plan, node = plan_of(), context(**{"train.rounds": 2})
     app(hello(plan), node)
-    with pytest.raises(ConfigError, match="no computation, only a training"):
+    with pytest.raises(ConfigError, match="no analytics, only train"):
         app(query(plan), node)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -17,12 +15,15 @@ from tests.tff_bridge.numpy_plan import (
     MOMENTUM,
     NumpyCoordinator,
     NumpySilo,
+    events,
     leaf,
+    numpy_pieces,
     plan_of,
 )
 from tff_bridge import client, runtime, server
 from tff_bridge.leaves import WorkLayout
 from tff_bridge.strategy import PLAN, PREPARED
+from tff_bridge.training import Training
 from truststram import __version__
 from truststram._flower import make_context
 from truststram.errors import (
@@ -50,12 +51,7 @@ class Task(TinyTask):
 
 @pytest.fixture(autouse=True)
 def _numpy_pieces(monkeypatch):
-    monkeypatch.setattr(runtime, "find_spec", lambda name: "found")
-    monkeypatch.setattr(client, "SiloRuntime", NumpySilo)
-    monkeypatch.setattr(server, "CoordinatorRuntime", NumpyCoordinator)
-    client._runtime.cache_clear()
-    yield
-    client._runtime.cache_clear()
+    yield from numpy_pieces(monkeypatch)
 
 
 @pytest.fixture
@@ -79,11 +75,6 @@ def go(folder, run_id, changes, **options):
     return run(folder, run_id, {**ROUNDS, **changes}, task=task, **options)
 
 
-def events(folder, run_id, kind):
-    lines = (folder / run_id / "events.jsonl").read_text().splitlines()
-    return [e for e in map(json.loads, lines) if e["kind"] == kind]
-
-
 def test_a_plan_gives_the_torch_jobs_model_and_tells_its_story(tmp_path, plan):
     torch = go(tmp_path, "torch", {"server.momentum": MOMENTUM})
     tff = go(tmp_path, "tff", {"tff.plan": plan})
@@ -93,7 +84,7 @@ def test_a_plan_gives_the_torch_jobs_model_and_tells_its_story(tmp_path, plan):
         loss = theirs.train_metrics["train-loss"]
         assert ours.train_metrics["train-loss"] == pytest.approx(loss, rel=1e-5)
     assert tff.metrics == pytest.approx(torch.metrics, rel=1e-5)
-    [event] = events(tmp_path, "tff", "tff-plan")
+    [event] = events(tmp_path / "tff", "tff-plan")
     assert event["plan"] == plan_of().sha256
     assert (event["algorithm"], event["pinned"]) == ("fed-avg", "nobody: simulation")
 
@@ -102,7 +93,10 @@ def test_torch_and_plan_silos_reach_the_same_weights(tmp_path, plan, monkeypatch
     """Silos 0, 2 and 4 train with torch, 1 and 3 run the plan."""
     changes = {"tff.plan": plan, "tff.mixed": True}
     torch = client.uses_torch
-    even = lambda config: int(config["partition-id"]) % 2 == 0  # noqa: E731
+
+    def even(config):
+        return int(config["partition-id"]) % 2 == 0
+
     monkeypatch.setattr(client, "uses_torch", even)
     before = NumpySilo.calls
     mixed = go(tmp_path, "mixed", changes)
@@ -144,7 +138,7 @@ def test_another_plan_does_not_continue_a_run(tmp_path, plan):
             False,
         ),
     ],
-)  # fmt: skip
+)  # fmt: skip  # a row for each layer
 def test_layers_see_ordinary_updates(tmp_path, plan, changes, weighted):
     """Under every layer a plan's run is the torch job's, with the layer's weights."""
     torch_only = {"server.momentum": MOMENTUM, "server.lr": 1.0}
@@ -154,7 +148,7 @@ def test_layers_see_ordinary_updates(tmp_path, plan, changes, weighted):
     assert tff.ok
     difference = np.abs(weights(tmp_path, "tff") - weights(tmp_path, "torch"))
     assert difference.max() <= 1e-4  # noise is seeded, on a lattice
-    [event] = events(tmp_path, "tff", "tff-plan")
+    [event] = events(tmp_path / "tff", "tff-plan")
     assert event["weights"] == ("examples" if weighted else "equal")
 
 
@@ -196,8 +190,8 @@ def test_silos_without_tensorflow_are_refused_at_registration(
     monkeypatch.setattr(client, "require_tensorflow", missing)
     with pytest.raises(RunError, match=r"No node can take part.*no TensorFlow"):
         go(tmp_path, "run", {"tff.plan": plan})
-    assert not events(tmp_path, "run", "round-started")
-    assert len(events(tmp_path, "run", "node-refused")) == 5
+    assert not events(tmp_path / "run", "round-started")
+    assert len(events(tmp_path / "run", "node-refused")) == 5
 
 
 # One node, its messages by hand.
@@ -319,7 +313,7 @@ def test_a_torch_silo_needs_a_mixed_job():
 
 
 def test_examples_become_the_plans_arrays():
-    training = client._checked(plan_of().to_bytes(), plan_of().sha256)
+    training = Training.of(plan_of())
     pairs = [(np.full(6, i, np.float64), i % 3) for i in range(4)]
     x, y = client.arrays_of(pairs, training.element)
     assert (x.dtype, y.dtype, x.shape) == (np.float32, np.int64, (4, 6))

@@ -94,6 +94,21 @@ def test_torch_and_tensorflow_silos_reach_the_same_weights(runs, monkeypatch):
     assert difference.max() <= 1e-5
 
 
+def test_silos_evaluate_with_the_plan_what_torch_finds(runs, monkeypatch):
+    folder, _, _ = runs
+    ask = {"round.evaluate": "clients", "train.rounds": 2}
+    torch = go(folder, "asked-torch", **ask)
+    tff = go(folder, "asked-tff", **ask, **{"tff.plan": str(PLAN)})
+    monkeypatch.setattr(client, "uses_torch", lambda c: int(c["partition-id"]) < 2)
+    mixed = {**ask, "tff.plan": str(PLAN), "tff.mixed": True}
+    mixed = go(folder, "asked-mixed", **mixed)
+    assert {*tff.metrics} == {"accuracy", "loss"}
+    for found in (tff, mixed):
+        for ours, theirs in zip(found.rounds, torch.rounds, strict=True):
+            assert ours.metrics == pytest.approx(theirs.metrics, abs=1e-6)
+            assert ours.codes == {}
+
+
 def test_a_plan_repeats_bit_for_bit_and_resumes(runs):
     folder, _, _ = runs
     plan = {"tff.plan": str(PLAN)}
