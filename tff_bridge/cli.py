@@ -104,6 +104,10 @@ def inspect(
     if ops:
         typer.echo(f"            {' '.join(found.ops)}")
     typer.echo(f"Runs here:  {'; '.join(_over_flower(found)) or 'yes'}")
+    if "train" in found.programs:
+        reasons = "; ".join(_evaluation(found))
+        words = f"no, silos do with torch: {reasons}" if reasons else "yes"
+        typer.echo(f"Evaluates:  {words}")
 
 
 @app.command()
@@ -161,6 +165,7 @@ def content(plan: Plan) -> dict[str, Any]:
         },
         "ops": list(plan.ops),
         "obstacles": _over_flower(plan),
+        "evaluation": _evaluation(plan),
     }
 
 
@@ -210,6 +215,13 @@ def _over_flower(plan: Plan) -> list[str]:
     from .analytics import obstacles
 
     return obstacles(plan)
+
+
+def _evaluation(plan: Plan) -> list[str]:
+    """Return why silos that are asked to evaluate do not do it with the plan."""
+    from .evaluation import Evaluation
+
+    return Evaluation.obstacles(plan)
 
 
 def _table(*columns: str) -> Table:

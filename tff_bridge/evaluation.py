@@ -149,14 +149,17 @@ def _finished(program: Program) -> dict[str, int]:
 
 
 def why_torch(plan: Plan, task: Task, job: Job) -> str:
-    """Return why nodes evaluate with torch in a job with ``plan``; empty: they do not.
+    """Return why nodes that are asked evaluate with torch; empty: with the plan.
 
-    Differential privacy pays for an accuracy of each node, not for sums.
+    Differential privacy pays for an accuracy of each node, not for sums. Nodes of a
+    secure sum are not asked (``strategies/secure/refusals.py``).
     """
     if reasons := Evaluation.obstacles(plan):
         return "; ".join(reasons)
     if set(task.metrics) != METRICS:
         return f"the task's metrics are {', '.join(task.metrics)}"
     if job.privacy.on:
-        return "privacy.mechanism: nodes tell an accuracy, and that with noise"
+        return "privacy.mechanism: nodes tell an accuracy at most, with noise"
+    if job.secure.on:
+        return "secure.scheme: nodes are not asked"
     return ""

@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from tests.tff_bridge.numpy_plan import leaf, plan_of
+from tests.tff_bridge.numpy_plan import evaluation, leaf, plan_of
 from tff_bridge import compiler
 from tff_bridge.capabilities import CAPABILITIES
 from truststram._plan import full_job
@@ -30,6 +30,14 @@ def test_inspect_shows_what_an_operator_pins(path):
     assert f"sha256:     {plan_of().sha256}" in shown
     for words in ("fed-avg", "3 x 6", "metric", "weight", "all allowed", "here:  yes"):
         assert words in shown
+
+
+def test_inspect_says_with_what_silos_evaluate(tmp_path, path):
+    reason = "the plan was compiled without tff.evaluation"
+    assert f"no, silos do with torch: {reason}" in tff("inspect", path).output
+    assert json.loads(tff("inspect", path, "--json").output)["evaluation"] == [reason]
+    plan_of(evaluate=evaluation()).write(tmp_path / "x")
+    assert "Evaluates:  yes" in tff("inspect", tmp_path / "x").output
 
 
 def test_inspect_says_why_a_plan_is_no_round_of_ours(tmp_path):
