@@ -32,6 +32,7 @@ from .mean.layer import WeightedMean
 from .refusals import REFUSALS, check, rule_of, watched
 from .robust.layer import Robust
 from .robust.rule import AUTO
+from .secure.whole import runs_of
 from .server_sgd import ServerSGD
 from .tail_average import TailAverage
 from .update import delta_mod
@@ -231,6 +232,9 @@ LAYERS: tuple[Layer, ...] = (
 )
 
 
+# Rows of every job that look at updates one by one.
+JUDGING = ("guard", "mean")
+
 # What `server.lr = 0` means: the usual rate of each optimizer.
 USUAL_LR = {"sgd": 1.0, "adam": 0.03, "yogi": 0.03, "adagrad": 0.03}
 
@@ -243,11 +247,14 @@ def build(job: Job, innermost: Strategy | None = None) -> Strategy:
     job : Job
     innermost : Strategy, optional
         In the place of the job's server optimizer; it samples as :func:`sampling` says.
+        One that takes sums of whole numbers (:mod:`.secure.whole`) has no guard and no
+        mean around it: there is no update that they could read.
     """
     check(job)
     strategy = innermost or _optimizer(job)
+    whole = bool(runs_of(strategy))
     for layer in reversed(LAYERS):
-        if layer.wrap and layer.enabled(job):
+        if layer.wrap and layer.enabled(job) and not (whole and layer.name in JUDGING):
             strategy = layer.wrap(job, strategy)
     return strategy
 

@@ -13,6 +13,9 @@ A train reply is a ``RecordDict`` with
 MetricRecord (any name)
     ``num-examples`` and the client's training metrics.
 
+Whole numbers for a secure sum (:mod:`.secure.whole`) travel in an ArrayRecord
+``"integers"`` in the place of an update.
+
 A reply of a stock Flower client has its whole model in one ArrayRecord of any other
 name instead. Every function here reads both, so each layer works with stock clients,
 and :func:`to_weights` turns an update back into a model for a stock strategy.
@@ -55,6 +58,7 @@ __all__ = [
 
 UPDATE = "update"
 DELTA = "delta"
+INTEGERS = "integers"
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,8 @@ def delta_mod(
         return call_next(message, context)
     model = Model(_sole_arrays(message.content))
     reply = call_next(message, context)
-    if reply.has_content() and not is_delta(reply.content):
+    if not reply.has_content() or INTEGERS in reply.content:
+        return reply
+    if not is_delta(reply.content):
         reply.content = with_delta(reply.content, read_delta(reply.content, model))
     return reply

@@ -16,6 +16,7 @@ from truststram.job import Job, Value
 
 from .analytics import Analytics, checked, conflicts
 from .plan import Plan, read_plan
+from .sealed import conflicts as sealed_conflicts
 from .torch_silo import SHARED
 from .training import Training
 
@@ -79,8 +80,9 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability(
         "aggregator",
         "secure",
-        False,
-        "its integers need an exact sum of their own: aggregator mean, secure.scheme",
+        True,
+        "TFF's own integers, masked and added exactly by secure.scheme = secagg, which "
+        "it needs; silos weigh as the plan says, and no other layer sees them",
     ),
     Capability(
         "aggregator",
@@ -105,10 +107,18 @@ CAPABILITIES: tuple[Capability, ...] = (
         "layer",
         "secure",
         True,
-        "our secure sums of the update; equal weights, whatever the silos' sizes",
+        "our secure sums of the update; equal weights, whatever the silos' sizes (not "
+        "with aggregator secure, whose integers have the weights in them)",
     ),
     Capability(
         "task", "classifier of a torch module", True, "torch.export, cross-entropy"
+    ),
+    Capability(
+        "task",
+        "evaluation by silos",
+        True,
+        "TFF's federated evaluation (round.evaluate); with torch for a task with other "
+        "metrics than accuracy and loss, and with privacy",
     ),
     Capability(
         "task",
@@ -210,6 +220,8 @@ def check(plan: Plan, job: Job) -> Training | Analytics:
     found, problems = checked(plan), []
     if isinstance(found, Analytics):
         problems += conflicts(job)
+    elif found.sealed:
+        problems += sealed_conflicts(found.sealed, job)
     elif found.counts:
         problems += [line for applies, line in _COUNTING if applies(job)]
     if (task := str(plan.job["task.name"])) != job.task.name:
@@ -241,6 +253,9 @@ def described(plan: Plan, job: Job) -> dict[str, Any]:
     if "analytics" in plan.programs:
         return {**common, "algorithm": str(spec.get("tff.computation", ""))}
     equal = job.privacy.on or job.secure.on or job.robust.rule != "mean"
+    if sealed := Training(plan).sealed:
+        equal = False  # weights are among the integers
+        common |= {"integers": sealed.size, "integer-bits": sealed.bits}
     uniform = spec["tff.weighting"] == "uniform"
     return {
         **common,

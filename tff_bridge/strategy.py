@@ -141,11 +141,17 @@ class TFFServer(FedAvg):
         examples = float(metrics[self.weighted_by_key])  # type: ignore[arg-type]  # a scalar
         delta = read_delta(content, self._model)
         report = self._coordinator.report(layout.sums_of(delta, examples, metrics))
-        self._state, found = self._coordinator.update(self._state, report)
-        if layout.withheld(metrics):
-            found = {}  # made of sums that nobody sent
-        told = MetricRecord({n: v for n, v in found.items() if np.isfinite(v)})
-        return self._model_of(self._state), told
+        state, found = self._coordinator.update(self._state, report)
+        # Without the sums that privacy withholds, metrics mean nothing.
+        return self._stepped(state, {} if layout.withheld(metrics) else found)
+
+    def _stepped(
+        self, state: Leaves, metrics: Mapping[str, float]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Keep the state; return the model in it, and what can be told of a round."""
+        self._state = state
+        told = MetricRecord({n: v for n, v in metrics.items() if np.isfinite(v)})
+        return self._model_of(state), told
 
     def summary(self) -> None:
         """Log the plan, then Flower's summary of the sampling."""

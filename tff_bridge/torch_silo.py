@@ -39,6 +39,8 @@ def check_torch(training: Training, job: Job) -> None:
             f"Torch silos cannot run {spec['tff.algorithm']} with weighting "
             f"{spec['tff.weighting']}: only fed-avg with weighting examples."
         )
+    if training.sealed:
+        problems.append("Torch silos do not make integers of updates as the plan does.")
     if training.counts:
         problems.append("Torch silos do not count what the plan's aggregator adds up.")
     problems += [

@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 
 from .leaves import WorkLayout, size
-from .manifest import Leaf
+from .manifest import Leaf, Program
 from .part import Part
 from .plan import Plan
+from .sealed import SealedLayout
+from .sealed import obstacles as sealed_obstacles
 
 __all__ = ["Training", "obstacles"]
 
@@ -37,8 +39,13 @@ class Training(Part):
         return int(self.plan.job["train.local-epochs"])
 
     @cached_property
+    def sealed(self) -> SealedLayout | None:
+        """What the integers mean that ``work`` sends; None if it sends an update."""
+        return SealedLayout(self.program.sent) if _seals(self.program) else None
+
+    @cached_property
     def layout(self) -> WorkLayout:
-        """What the leaves of ``work`` mean."""
+        """What the leaves of ``work`` mean, in a plan that sends an update."""
         sent = self.program.sent
         update = _places(sent, "update")
         weight = _places(sent, "weight")[-1]
@@ -54,8 +61,8 @@ class Training(Part):
 
     @property
     def counts(self) -> bool:
-        """Whether the plan's aggregator counts something over silos."""
-        return bool(_places(self.program.sent, "aggregator"))
+        """Whether the plan's aggregator counts something over silos, in clear."""
+        return not self.sealed and bool(_places(self.program.sent, "aggregator"))
 
 
 def obstacles(plan: Plan) -> list[str]:
@@ -68,14 +75,21 @@ def obstacles(plan: Plan) -> list[str]:
             "the plan adds its own noise, which is floating point and not in our "
             "ledger. Compile it without tff.aggregator = dp and set privacy.mechanism"
         ]
+    program = plan.programs["train"]
+    seals = _seals(program)
+    reasons = sealed_obstacles(program.sent) if seals else _of_update(plan)
+    return [*reasons, *_of_exchange(plan)]
+
+
+def _seals(program: Program) -> bool:
+    """Return whether silos send integers for secure sums."""
+    return any(leaf.slot != "accumulate" for leaf in program.sent)
+
+
+def _of_update(plan: Plan) -> list[str]:
+    """Return why our layers could not read what silos send as an update."""
     program, reasons = plan.programs["train"], []
     sent = program.sent
-    if any(leaf.slot != "accumulate" for leaf in sent):
-        return [
-            "the plan's integers need an exact secure sum, which secure.scheme does "
-            "not offer to plans. Compile it without tff.aggregator = secure; secure "
-            "sums of ours take the plan's update"
-        ]
     if _places(sent, "encoded"):
         return [
             "the plan encodes updates by itself, so that no layer could read them. "
@@ -96,6 +110,13 @@ def obstacles(plan: Plan) -> list[str]:
         reasons.append(
             f"the plan adds up more than {MAX_SUM} numbers beside the update"
         )
+    return reasons
+
+
+def _of_exchange(plan: Plan) -> list[str]:
+    """Return why silos could not be sent the model, or not use their data."""
+    program, reasons = plan.programs["train"], []
+    shapes = list(plan.parameters.values())
     if plan.job["train.local-epochs"] > MAX_EPOCHS:
         reasons.append(f"the plan passes over the data more than {MAX_EPOCHS} times")
     prepared = program.pieces["prepare"].outputs
@@ -104,7 +125,7 @@ def obstacles(plan: Plan) -> list[str]:
     inputs = program.pieces["work"].inputs
     if program.data != 1 or len(inputs[0].elements) != 2:
         reasons.append("the plan takes other data than batches of (x, y)")
-    others = [*program.state, *prepared, *sent]
+    others = [*program.state, *prepared, *program.sent]
     if any(leaf.dtype == "string" or None in leaf.shape for leaf in others):
         reasons.append("the plan exchanges texts or arrays without a fixed size")
     return reasons

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from strategies.secure.mod import secure_mod as secure_mod
     from strategies.secure.secagg_layer import SecAggSum as SecAggSum
     from strategies.secure.secagg_mod import secagg_mod as secagg_mod
+    from strategies.secure.whole import WholeNumbers as WholeNumbers
+    from strategies.secure.whole import read_sums as read_sums
+    from strategies.secure.whole import with_integers as with_integers
     from strategies.server_sgd import ServerSGD as ServerSGD
     from strategies.tail_average import TailAverage as TailAverage
     from strategies.update import Model as Model
@@ -80,6 +83,7 @@ _HOMES = {
     "TailAverage": "tail_average",
     "WFAgg": "robust.layer",
     "WeightedMean": "mean.layer",
+    "WholeNumbers": "secure.whole",
     "backdoor_test": "adversary.mod",
     "calibrate": "accounting.calibrate",
     "compression_mod": "compression.mod",
@@ -89,10 +93,12 @@ _HOMES = {
     "poisoned": "adversary.mod",
     "private_mod": "mechanisms.mod",
     "read_delta": "update",
+    "read_sums": "secure.whole",
     "refuse_outside_simulation": "adversary.who",
     "secagg_mod": "secure.secagg_mod",
     "secure_mod": "secure.mod",
     "with_delta": "update",
+    "with_integers": "secure.whole",
 }
 
 __all__ = [
@@ -119,6 +125,7 @@ __all__ = [
     "TailAverage",
     "WFAgg",
     "WeightedMean",
+    "WholeNumbers",
     "backdoor_test",
     "calibrate",
     "compression_mod",
@@ -128,10 +135,12 @@ __all__ = [
     "poisoned",
     "private_mod",
     "read_delta",
+    "read_sums",
     "refuse_outside_simulation",
     "secagg_mod",
     "secure_mod",
     "with_delta",
+    "with_integers",
 ]
 
 

@@ -15,7 +15,7 @@ The sum of at most ``most`` clients fits ``bits + ceil(log2(most))`` bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,11 +57,11 @@ class Coder(Protocol):
         """Bits that the sum of ``most`` clients needs."""
         ...
 
-    def encode(self, x: Float32, rng: np.random.Generator) -> NDArray[np.uint32]:
-        """Return the integers of an update, shape (n,)."""
+    def encode(self, x: Any, rng: np.random.Generator) -> NDArray[np.uint32]:
+        """Return the integers of an update (or, if so made, of integers), (n,)."""
         ...
 
-    def clipped(self, x: Float32) -> int:
+    def clipped(self, x: Any) -> int:
         """Return how many values are beyond the clip."""
         ...
 

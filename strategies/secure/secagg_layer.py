@@ -32,6 +32,7 @@ from .secagg_round import Round
 from .secagg_wire import KEYS, Request, Settings
 from .stages import Stages
 from .trust import trust_line
+from .whole import WholeNumbers, runs_of
 
 __all__ = ["SecAggSum"]
 
@@ -45,7 +46,8 @@ class SecAggSum(StrategyLayer):
         Its ``secure`` section with scheme secagg, and ``round.deadline``, which every
         stage has.
     inner : Strategy, optional
-        Any Flower strategy; gets one reply a round (or one a group).
+        Any Flower strategy; gets one reply a round (or one a group). One with an
+        attribute ``integers`` gets the exact sums of whole numbers (:mod:`.whole`).
     encoder : callable, optional
         As in :class:`.secagg_wire.Settings`; the same on the nodes.
 
@@ -90,7 +92,9 @@ class SecAggSum(StrategyLayer):
         encoder: Callable[[int], Coder] | None = None,
     ) -> None:
         super().__init__(inner or ServerSGD())
-        self.job, self.settings = job, Settings(job, encoder)
+        runs, most = runs_of(self.inner), job.secure.max_cohort
+        whole = WholeNumbers(runs, most) if runs else None
+        self.job, self.settings = job, Settings(job, encoder, whole)
         self._federation: Federation | None = None
         self._groups: Groups | None = None
         self._round: Round | None = None
@@ -120,12 +124,14 @@ class SecAggSum(StrategyLayer):
         current, self._round = self._round, None
         if current is None:
             return None, None
-        means = current.finish(list(replies), 2 * self.model.spec.size + 64)
+        whole, size = self.settings.whole, self.model.spec.size
+        means = current.finish(list(replies), whole.size if whole else 2 * size + 64)
         return self.hand_on(server_round, means) if means else (None, None)
 
     def _begin(self, grid: Grid) -> None:
         """Say who must collude to break this."""
-        keys, quantiser = self.job.secure, self.settings.coder(self.model.spec.size)
+        keys, whole = self.job.secure, self.settings.whole
+        quantiser = self.settings.coder(self.model.spec.size)
         self._federation = Federation.of(self.job, grid, str(run_id()))
         if keys.group_size and self._groups is None:
             names = [self.name_of(node) for node in grid.get_node_ids()]
@@ -138,9 +144,9 @@ class SecAggSum(StrategyLayer):
             scheme=keys.scheme,
             trust=trust_line(self.job),
             bits=quantiser.bits,
-            clip=None if quantiser.noised else keys.clip,
+            clip=None if quantiser.noised or whole else keys.clip,
             most=quantiser.most,
-            encrypted=self.model.spec.size,
+            encrypted=whole.size if whole else self.model.spec.size,
             keys="simulated" if self._federation.simulated else "operator",
         )
 

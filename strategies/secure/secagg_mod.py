@@ -16,9 +16,10 @@ sum was never opened may be repeated with other nodes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from truststram.errors import ConfigError, ProtocolError
@@ -36,6 +37,7 @@ from .quantise import Coder
 from .secagg_client import Client
 from .secagg_state import RoundState
 from .secagg_wire import KEYS, MASK, SCHEME, Request, Settings, label_of, word_of
+from .whole import Int64, read_integers
 from .wire import seal, with_frame
 
 __all__ = ["secagg_mod"]
@@ -59,7 +61,8 @@ def secagg_mod(job: Job, encoder: Callable[[int], Coder] | None = None) -> Mod:
     everything else that the functions inside report. A node answers each stage once for
     the keys that it made; a server that begins a round again gets new keys, other masks
     and no sum of another set of nodes. What a node contributes, nobody checks: a
-    malicious one may send any values up to ``secure.clip`` each.
+    malicious one may send any values up to ``secure.clip`` each, or within their ranges
+    where the app replies with integers of its own (:mod:`.whole`).
 
     Raises
     ------
@@ -134,17 +137,28 @@ class _Node:
         if self.settings.job.secure.threat == MALICIOUS:
             self.journal.mask(request.model, cohort.names, quorums_meet)
         found = reported(self.message, self.context, call_next)
-        update = update_of(found, arrays)
+        settings, update = self._contributed(found, arrays)
         metrics, examples = numbers_of(found)
-        about = {"values": len(update), "metrics": sorted(metrics)}
-        values = self._integers(about, update, examples, metrics)
+        about = settings.about(len(update), metrics)
+        values = self._integers(settings, about, update, examples, metrics)
         self.client.mask(values)
         return self._frame(cohort.tag.hex(), values.data.cast("B"), **about)
 
+    def _contributed(
+        self, found: RecordDict, arrays: ArrayRecord
+    ) -> tuple[Settings, Float32 | Int64]:
+        """Return the update, or what the app has as integers, and how it is encoded."""
+        own = read_integers(found, self.settings.job.secure.max_cohort)
+        if own is None:
+            return self.settings, update_of(found, arrays)
+        values, whole = own
+        return replace(self.settings, whole=whole), values
+
     def _integers(
         self,
+        settings: Settings,
         about: Mapping[str, object],
-        update: Float32,
+        update: Float32 | Int64,
         examples: int,
         metrics: Mapping[str, float],
     ) -> np.ndarray[tuple[int], np.dtype[np.unsignedinteger]]:
@@ -153,7 +167,7 @@ class _Node:
         rng = derive(job.run.seed, "rounding", name, self.request.round)
         label = label_of(self.client.session)
         try:
-            slots = self.settings.slots(about)
+            slots = settings.slots(about)
             vector = slots.fill(update, examples, metrics, label, rng)
         except (ValueError, ProtocolError):  # not a number, or unusual metrics
             raise WithheldError("the update cannot be encoded") from None

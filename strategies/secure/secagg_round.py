@@ -26,6 +26,7 @@ from .secagg_server import Server
 from .secagg_wire import KEYS, MASK, label_of, word_of
 from .slots import Slots
 from .stages import Stages
+from .whole import with_integers
 from .wire import SECURE
 
 __all__ = ["Round"]
@@ -187,7 +188,7 @@ class Round:
         return slots, np.frombuffer(frame.body, word)
 
     def _mean(self, one: _Sum, answers: Mapping[int, bytes]) -> Message:
-        """Return the reply that stands for a sum."""
+        """Return the reply that stands for a sum: a mean, or sums of integers."""
         total = one.server.unmask(answers)
         assert one.slots is not None
         assert one.like is not None
@@ -198,6 +199,9 @@ class Round:
             clients=found.clients,
             clipped=round(found.clipped / max(len(found.values) * found.clients, 1), 6),
         )
+        if self._settings.whole:
+            sums = with_integers(found.values.astype(np.int64))
+            return synthetic_reply(one.like, sums, found.metrics, found.clients)
         array, out = blank((len(found.values),))
         np.divide(found.values, found.clients, out=out, casting="same_kind")
         record = ArrayRecord()

@@ -14,12 +14,12 @@ with a train function takes part:
 Only the stage ``mask`` also carries the model and reaches the app. Replies are frames
 (:mod:`.wire`) with the stage's body; that of ``mask`` is the masked vector of
 :mod:`.slots`, little-endian words of 16, 32 or 64 bits, and its header says how long
-the update is and which metrics follow it.
+the update is and which metrics follow it, and (:mod:`.whole`) the hash of the ranges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -35,6 +35,7 @@ from .masks import word
 from .quantise import Coder, Quantiser
 from .secagg import STAGES, Session
 from .slots import Slots
+from .whole import WholeNumbers
 from .wire import SECURE, Header, digest
 
 __all__ = ["KEYS", "MASK", "SCHEME", "Request", "Settings", "word_of"]
@@ -56,13 +57,30 @@ class Settings:
     encoder : callable, optional
         ``encoder(n)`` encodes updates of n values, in the place of the quantiser:
         whoever adds noise to them also makes integers of them.
+    whole : WholeNumbers, optional
+        Clients have integers instead of updates (:mod:`.whole`). A server knows it for
+        the run, a node when its app has replied: the vector's header tells.
+
+    Raises
+    ------
+    ConfigError
+        For integers that nobody adds the noise to that ``encoder`` is there for.
     """
 
     job: Job
     encoder: Callable[[int], Coder] | None = None
+    whole: WholeNumbers | None = None
+
+    def __post_init__(self) -> None:
+        if self.encoder and self.whole:
+            raise ConfigError(
+                "The job's noise is added to updates, and the app has integers."
+            )
 
     def coder(self, values: int) -> Coder:
         """Return what makes integers of updates of so many values."""
+        if self.whole:
+            return self.whole
         return self.encoder(values) if self.encoder else self.quantiser
 
     @cached_property
@@ -102,6 +120,11 @@ class Settings:
             about=about,
         )
 
+    def about(self, values: int, metrics: Iterable[str]) -> dict[str, Any]:
+        """Return the description of a vector, for its signed header."""
+        whole = {"integers": self.whole.digest} if self.whole else {}
+        return {"values": values, "metrics": sorted(metrics), **whole}
+
     def slots(self, about: Any) -> Slots:
         """Return the places of a vector that a signed header describes.
 
@@ -115,6 +138,8 @@ class Settings:
             if type(values) is not int or not 0 <= values < 2**31:
                 raise ValueError
             if not all(isinstance(name, str) for name in names):
+                raise ValueError
+            if about != self.about(self.whole.size if self.whole else values, names):
                 raise ValueError
             # A sum with a mask left in it is out of range everywhere, so a checksum
             # would show nothing more, and digits of it are not sums of the updates.

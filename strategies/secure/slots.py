@@ -82,7 +82,7 @@ class Slots:
     Parameters
     ----------
     quantiser : Coder
-        Of the update; at least 11 bits.
+        Of the update; from 11 to 32 bits.
     values : int
         Length of the update, n.
     metrics : tuple of str
@@ -97,7 +97,7 @@ class Slots:
     checked: bool = True
 
     def __post_init__(self) -> None:
-        in_range(11, 32, bits=self.quantiser.bits)
+        in_range(11, 33, bits=self.quantiser.bits)
         names = self.metrics
         if len(names) > MAX_METRICS or any(len(n) > MAX_NAME for n in names):
             raise ValueError("too many metrics, or a name that is too long")
@@ -111,7 +111,7 @@ class Slots:
 
     def fill(
         self,
-        update: Float32,
+        update: Float32 | NDArray[np.int64],
         examples: int,
         metrics: Mapping[str, float],
         label: str,

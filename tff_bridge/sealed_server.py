@@ -1,0 +1,82 @@
+"""The server of a plan with secure sums: it gives the exact sums to ``update``.
+
+Inside :class:`strategies.secure.secagg_layer.SecAggSum` only, which reads from
+``integers`` what the silos will send, and hands on their sums
+(:mod:`strategies.secure.whole`). What silos are sent, and the state, are as in
+:mod:`.strategy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from logging import INFO, WARNING
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.common.logger import log
+
+from truststram.techniques import read_sums
+
+from .leaves import Leaves
+from .sealed import SealedLayout
+from .strategy import TFFServer
+
+__all__ = ["SealedServer"]
+
+
+class SealedServer(TFFServer):
+    """Take TFF's server step with the exact sums of the silos' integers.
+
+    Parameters as for :class:`.strategy.TFFServer`.
+
+    Guarantees
+    ----------
+    The state after a round is what the plan's ``update`` makes of the state before and
+    of the sums of the silos' integers, as TensorFlow Federated's own execution has it
+    for these silos. A step to a model that is not finite is not taken: the round is
+    refused, and model and state stay as they are.
+
+    Raises
+    ------
+    ValueError
+        In ``aggregate_train``, for more than one reply or one without sums.
+    """
+
+    @property
+    def sealed(self) -> SealedLayout:
+        """What silos send."""
+        layout = self._training.sealed
+        assert layout is not None
+        return layout
+
+    @property
+    def integers(self) -> tuple[tuple[int, int], ...]:
+        """How many integers silos send, and what each is below."""
+        return self.sealed.runs
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Step with the sums; without a reply, model and state stay as they are."""
+        valid = [reply for reply in replies if reply.has_content()]
+        if not valid:
+            return None, None
+        if len(valid) != 1:
+            raise ValueError(
+                f"SealedServer takes one secure sum, not {len(valid)} replies: put it "
+                "inside SecAggSum(job, SealedServer(...))."
+            )
+        sums = self.sealed.sums_of(read_sums(valid[0].content))
+        report: Leaves = []
+        if self._training.program.pieces["report"].outputs:
+            report = self._coordinator.report([])  # of nothing: all is in the sums
+        state, found = self._coordinator.update(self._state, [*report, *sums])
+        if not all(np.isfinite(state[i]).all() for i in self._places.values()):
+            log(WARNING, "Round %d: the plan's step is not finite", server_round)
+            return None, None
+        return self._stepped(state, found)
+
+    def summary(self) -> None:
+        """Log what is summed, then the plan."""
+        log(INFO, "\t├──> SealedServer: exact sums of %d integers", self.sealed.size)
+        super().summary()
