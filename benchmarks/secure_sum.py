@@ -100,7 +100,9 @@ class Encrypted:
         body = self.key.cipher.encrypt(vector)
         some = "0" * 64
         header = Header(
-            "x", "1", 1, "update", "", *[some] * 3, some[:32], some, about=about
+            *("x", "1", 1, "update", ""),
+            *(some, some, some, some[:32], some),
+            about=about,
         )
         return seal(self.identity, header, body)
 

@@ -113,7 +113,7 @@ def _run(
     try:
         named = NamedGrid(
             grid,
-            job.round.min_nodes,
+            stack.least_nodes(job),
             job.round.join_timeout,
             refuse=lambda node, why: log.append("node-refused", node=node, reason=why),
             offer=plan.offer if plan else None,

@@ -122,7 +122,8 @@ class NamedGrid(Grid):
                 raise RunError(
                     f"The job needs {self._min_nodes} nodes and {len(usable)} are "
                     f"connected after {self._join_timeout:g} s. Start more SuperNodes, "
-                    f"or lower round.min-nodes.{self._why_refused(connected)}"
+                    "or lower round.min-nodes (with a secure sum also "
+                    f"secure.min-cohort).{self._why_refused(connected)}"
                 )
         return sorted(usable, key=lambda n: name_order(self._names[n]))
 

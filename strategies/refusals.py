@@ -20,6 +20,7 @@ from .refusal import Refusal
 from .robust.make import OF_CLIENTS, make_rule
 from .robust.rule import AUTO, Rule
 from .secure.group_refusals import GROUPS
+from .secure.least import least_nodes
 from .secure.refusals import SECURE
 from .secure.secagg_refusals import MASKED
 from .tff import TFF
@@ -49,7 +50,7 @@ def _too_few(job: Job) -> bool:
     """
     if job.robust.rule == "mean" or job.robust.f == AUTO or _mixes_clients(job):
         return False
-    cohort = max(1, int(job.round.min_nodes * job.round.fraction))
+    cohort = max(1, int(least_nodes(job) * job.round.fraction))
     cohort //= job.secure.group_size or 1
     return rule_of(job).refusal(cohort) is not None
 

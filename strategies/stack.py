@@ -32,6 +32,7 @@ from .mean.layer import WeightedMean
 from .refusals import REFUSALS, check, rule_of, watched
 from .robust.layer import Robust
 from .robust.rule import AUTO
+from .secure.least import least_nodes
 from .secure.whole import runs_of
 from .server_sgd import ServerSGD
 from .tail_average import TailAverage
@@ -43,6 +44,7 @@ __all__ = [
     "Layer",
     "build",
     "check",
+    "least_nodes",
     "mods",
     "sampling",
     "walk",
@@ -273,7 +275,7 @@ def sampling(job: Job) -> dict[str, Any]:
         "fraction_evaluate": 1.0 if job.privacy.central else job.round.fraction,
         "min_train_nodes": 1,
         "min_evaluate_nodes": 1,
-        "min_available_nodes": job.round.min_nodes,
+        "min_available_nodes": least_nodes(job),
     }
 
 

@@ -131,10 +131,18 @@ def _check_job(job: Job, nodes: int) -> None:
         capabilities.check(capabilities.read_for(job.tff.plan), job)
     if job.task.name not in available_tasks():
         load_task(job.task.name)  # says what there is
-    if nodes < job.round.min_nodes:
+    least = stack.least_nodes(job)
+    if nodes < least == job.round.min_nodes:
         raise ConfigError(
-            f"nodes = {nodes}: a round waits for round.min-nodes = "
-            f"{job.round.min_nodes}. Use more nodes or lower it."
+            f"nodes = {nodes}: a round waits for round.min-nodes = {least}. Use more "
+            "nodes or lower it."
+        )
+    if nodes < least:
+        raise ConfigError(
+            f"nodes = {nodes}: a round of this job needs {least}, so that "
+            f"secure.min-cohort = {job.secure.min_cohort} of them are in a sum "
+            "(round.fraction, round.quorum, a decryptor and groups count). Use more "
+            "nodes."
         )
 
 

@@ -82,7 +82,12 @@ class ServerKeys:
 class RoundKeys:
     """When a round starts, ends and counts."""
 
-    min_nodes: int = _key(2, "nodes that must be connected before a round", low=1)
+    min_nodes: int = _key(
+        2,
+        "nodes that must be connected before a round; with a secure sum the default "
+        "means as many as its smallest cohort needs",
+        low=1,
+    )
     join_timeout: float = _key(
         120.0, "seconds to wait for them before the run fails", low=0, open_low=True
     )

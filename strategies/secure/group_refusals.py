@@ -7,6 +7,7 @@ from truststram.sections import AnomalyKeys
 
 from ..refusal import Refusal
 from .groups import LEAST, objection
+from .least import least_nodes
 
 __all__ = ["GROUPS"]
 
@@ -20,7 +21,7 @@ def _too_few(job: Job) -> bool:
     keys = job.secure
     if not _grouped(job) or keys.group_size < LEAST:
         return False
-    return objection(job.round.min_nodes, keys.group_size, job.robust.f) is not None
+    return objection(least_nodes(job), keys.group_size, job.robust.f) is not None
 
 
 GROUPS: tuple[Refusal, ...] = (
@@ -35,7 +36,7 @@ GROUPS: tuple[Refusal, ...] = (
         "secure.group-size with more attackers than groups can outvote",
         "round.min-nodes / secure.group-size groups must be more than twice robust.f, "
         "since each malicious node may spoil another group: f / K below 1 / (2 g)",
-        "raise round.min-nodes, lower robust.f or secure.group-size",
+        "raise round.min-nodes or leave it out, lower robust.f or secure.group-size",
     ),
     Refusal(
         lambda job: _grouped(job) and job.secure.group_size < job.secure.min_cohort,

@@ -39,7 +39,14 @@ from truststram.job import Job
 
 from ..base import StrategyLayer, walk
 
-__all__ = ["LEAST", "Groups", "enough", "group_count", "objection", "rename"]
+__all__ = [
+    "LEAST",
+    "Groups",
+    "group_count",
+    "nodes_for",
+    "objection",
+    "rename",
+]
 
 # A sum of two tells either of them the other's part.
 LEAST = 3
@@ -143,17 +150,9 @@ def group_count(clients: int, size: int) -> int:
     return clients // size
 
 
-def enough(survivors: int, colluders: int = 0) -> bool:
-    """Return whether the mean of a group may be looked at.
-
-    Parameters
-    ----------
-    survivors : int
-        Members of the group that are in the sum.
-    colluders : int
-        Clients of the group that may tell the server their own updates.
-    """
-    return survivors >= LEAST + colluders
+def nodes_for(size: int, f: int) -> int:
+    """Return the smallest K that :func:`objection` has nothing against."""
+    return size * (2 * max(f, 0) + 1)
 
 
 def objection(clients: int, size: int, f: int) -> str | None:

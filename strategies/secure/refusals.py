@@ -14,10 +14,10 @@ from __future__ import annotations
 from math import ceil
 
 from truststram.job import Job
-from truststram.sections import RoundKeys
 
 from ..refusal import Refusal
 from .groups import LEAST, group_count
+from .least import least_nodes, trained
 
 __all__ = ["SECURE"]
 
@@ -35,30 +35,22 @@ def _has_decryptor(job: Job) -> bool:
     return job.secure.key_holder == "decryptor"
 
 
-def _smallest(job: Job) -> int | None:
-    """Return the nodes of a round when no more than ``round.min-nodes`` are connected.
-
-    None for the default, which says nothing about the federation.
-    """
-    keys = job.round
-    if keys.min_nodes == RoundKeys().min_nodes:
-        return None
-    return int(keys.min_nodes * keys.fraction) - _has_decryptor(job)  # it never trains
+def _smallest(job: Job) -> int:
+    """Return the nodes of a round when no more than must be are connected."""
+    return trained(job, least_nodes(job))
 
 
 def _asks_too_few(job: Job) -> bool:
-    found = _smallest(job)
-    return job.secure.on and found is not None and found < job.secure.min_cohort
+    return job.secure.on and _smallest(job) < job.secure.min_cohort
 
 
 def _asks_too_many(job: Job) -> bool:
     keys, found = job.secure, _smallest(job)
-    if not keys.on:
-        return False
     if keys.group_size:
-        groups = group_count(found or keys.group_size, keys.group_size) or 1
-        found = max(keys.group_size, ceil((found or 0) / groups))
-    return found is not None and found > keys.max_cohort
+        groups = group_count(found, keys.group_size) or 1
+        found = max(keys.group_size, ceil(found / groups))
+    # Whose smallest sum is too large is refused as such.
+    return keys.on and found > keys.max_cohort >= keys.min_cohort
 
 
 def _stops_too_early(job: Job) -> bool:
@@ -69,7 +61,7 @@ def _stops_too_early(job: Job) -> bool:
         early = quorum <= 2 / 3 if keys.threat == "malicious" else quorum < 1 / 2
         if early:
             return True
-    return keys.on and found is not None and ceil(quorum * found) < keys.min_cohort
+    return keys.on and ceil(quorum * found) < keys.min_cohort
 
 
 SECURE: tuple[Refusal, ...] = (
@@ -153,7 +145,8 @@ SECURE: tuple[Refusal, ...] = (
         _asks_too_few,
         "round.min-nodes times round.fraction below secure.min-cohort",
         "a round of so few nodes (a decryptor is none of them) has no sum",
-        "raise round.min-nodes or round.fraction, or lower secure.min-cohort",
+        "raise round.min-nodes (or leave it out: then as many are waited for as a sum "
+        "needs) or round.fraction, or lower secure.min-cohort",
     ),
     Refusal(
         _asks_too_many,

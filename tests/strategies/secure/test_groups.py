@@ -15,7 +15,7 @@ from strategies.base import walk
 from strategies.guard.layer import Guard
 from strategies.robust.layer import Robust
 from strategies.robust.wfagg import WFAgg
-from strategies.secure.groups import Groups, enough, group_count, objection, rename
+from strategies.secure.groups import Groups, group_count, objection, rename
 from tests.support import runs
 from truststram import events
 from truststram.errors import ConfigError
@@ -116,11 +116,6 @@ def test_the_stack_judges_groups_by_distance_and_cosine_and_leaves_nobody_out():
     plain = {type(x).__name__: x for x in walk(stack.build(Job.of(PLAIN)))}
     assert plain["Robust"].rule.temporal is True
     assert plain["Anomaly"].quarantine == 10
-
-
-def test_a_group_needs_three_survivors_besides_the_colluders():
-    assert [enough(n) for n in (0, 2, 3, 4)] == [False, False, True, True]
-    assert [enough(n, colluders=2) for n in (4, 5)] == [False, True]
 
 
 def test_layers_inside_see_groups():
