@@ -32,8 +32,8 @@ from .mean.layer import WeightedMean
 from .refusals import REFUSALS, check, rule_of, watched
 from .robust.layer import Robust
 from .robust.rule import AUTO
+from .secure.integers import runs_of
 from .secure.least import least_nodes
-from .secure.whole import runs_of
 from .server_sgd import ServerSGD
 from .tail_average import TailAverage
 from .update import delta_mod
@@ -249,7 +249,7 @@ def build(job: Job, innermost: Strategy | None = None) -> Strategy:
     job : Job
     innermost : Strategy, optional
         In the place of the job's server optimizer; it samples as :func:`sampling` says.
-        One that takes sums of whole numbers (:mod:`.secure.whole`) has no guard and no
+        One that takes sums of integers (:mod:`.secure.integers`) has no guard and no
         mean around it: there is no update that they could read.
     """
     check(job)

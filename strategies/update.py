@@ -13,7 +13,7 @@ A train reply is a ``RecordDict`` with
 MetricRecord (any name)
     ``num-examples`` and the client's training metrics.
 
-Whole numbers for a secure sum (:mod:`.secure.whole`) travel in an ArrayRecord
+Whole numbers for a secure sum (:mod:`.secure.integers`) travel in an ArrayRecord
 ``"integers"`` in the place of an update.
 
 A reply of a stock Flower client has its whole model in one ArrayRecord of any other

@@ -2,7 +2,7 @@
 
 Inside :class:`strategies.secure.secagg_layer.SecAggSum` only, which reads from
 ``integers`` what the silos will send, and hands on their sums
-(:mod:`strategies.secure.whole`). What silos are sent, and the state, are as in
+(:mod:`strategies.secure.integers`). What silos are sent, and the state, are as in
 :mod:`.strategy`.
 """
 

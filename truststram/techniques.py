@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from strategies.robust.layer import WFAgg as WFAgg
     from strategies.secure.identity import Identity as Identity
     from strategies.secure.identity import Roster as Roster
+    from strategies.secure.integers import read_sums as read_sums
+    from strategies.secure.integers import with_integers as with_integers
     from strategies.secure.keys import JobKey as JobKey
     from strategies.secure.keys import parameters_of as parameters_of
     from strategies.secure.layer import SecureSum as SecureSum
@@ -50,8 +52,6 @@ if TYPE_CHECKING:
     from strategies.secure.secagg_layer import SecAggSum as SecAggSum
     from strategies.secure.secagg_mod import secagg_mod as secagg_mod
     from strategies.secure.whole import WholeNumbers as WholeNumbers
-    from strategies.secure.whole import read_sums as read_sums
-    from strategies.secure.whole import with_integers as with_integers
     from strategies.server_sgd import ServerSGD as ServerSGD
     from strategies.tail_average import TailAverage as TailAverage
     from strategies.update import Model as Model
@@ -93,12 +93,12 @@ _HOMES = {
     "poisoned": "adversary.mod",
     "private_mod": "mechanisms.mod",
     "read_delta": "update",
-    "read_sums": "secure.whole",
+    "read_sums": "secure.integers",
     "refuse_outside_simulation": "adversary.who",
     "secagg_mod": "secure.secagg_mod",
     "secure_mod": "secure.mod",
     "with_delta": "update",
-    "with_integers": "secure.whole",
+    "with_integers": "secure.integers",
 }
 
 __all__ = [

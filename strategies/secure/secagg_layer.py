@@ -27,12 +27,13 @@ from ..server_sgd import ServerSGD
 from .federation import Federation
 from .given import given_by
 from .groups import Groups, rename
+from .integers import runs_of
 from .quantise import Coder
 from .secagg_round import Round
 from .secagg_wire import KEYS, Request, Settings
 from .stages import Stages
 from .trust import trust_line
-from .whole import WholeNumbers, runs_of
+from .whole import WholeNumbers
 
 __all__ = ["SecAggSum"]
 
@@ -47,7 +48,7 @@ class SecAggSum(StrategyLayer):
         stage has.
     inner : Strategy, optional
         Any Flower strategy; gets one reply a round (or one a group). One with an
-        attribute ``integers`` gets the exact sums of whole numbers (:mod:`.whole`).
+        attribute ``integers`` gets the exact sums of whole numbers (:mod:`.integers`).
     encoder : callable, optional
         As in :class:`.secagg_wire.Settings`; the same on the nodes.
 

@@ -31,13 +31,13 @@ from ..withheld import WithheldError
 from .contribution import numbers_of, reported, training_mod, update_of
 from .given import check_given
 from .graph import MALICIOUS, quorums_meet
+from .integers import Int64, read_integers
 from .journal import Journal
 from .keys import Keyring, keyring_of
 from .quantise import Coder
 from .secagg_client import Client
 from .secagg_state import RoundState
 from .secagg_wire import KEYS, MASK, SCHEME, Request, Settings, label_of, word_of
-from .whole import Int64, read_integers
 from .wire import seal, with_frame
 
 __all__ = ["secagg_mod"]

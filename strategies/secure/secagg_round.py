@@ -22,11 +22,11 @@ from truststram.records import blank
 from ..base import synthetic_reply
 from ..update import DELTA, UPDATE
 from .graph import MALICIOUS
+from .integers import with_integers
 from .secagg_server import Server
 from .secagg_wire import KEYS, MASK, label_of, word_of
 from .slots import Slots
 from .stages import Stages
-from .whole import with_integers
 from .wire import SECURE
 
 __all__ = ["Round"]
