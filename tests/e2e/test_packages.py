@@ -111,7 +111,13 @@ def test_the_fab_holds_the_app_and_nothing_else(clean_python, repo, tmp_path):
     shutil.copytree(app, tmp_path / "app")
     packed = fab_files(tmp_path / "app", tmp_path / "ours")
     assert packed == expected
-    assert fab_files(repo, tmp_path / "theirs") == expected
+    # Flower reads every file below the folder: gigabytes, with .venv.
+    hidden = shutil.ignore_patterns(".*", "__pycache__", "runs")
+    copy = shutil.copytree(repo, tmp_path / "repo", ignore=hidden)
+    other = copy / ".venv" / "lib" / "truststram" / "other.py"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    assert fab_files(copy, tmp_path / "theirs") == expected
 
 
 def test_the_sdk_imports_alone_and_cheaply(clean_python, tmp_path):

@@ -5,12 +5,16 @@ Mend ``truststram/_flower.py``; nothing else touches it.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import flwr
 import pytest
 from flwr.app import Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from truststram import _flower
+from truststram._start import sitecustomize
 from truststram.engine import LocalGrid
 
 
@@ -50,6 +54,14 @@ def test_make_context_is_a_flower_context():
     assert context.node_id == 5
     assert context.run_config == {"train.rounds": 2}
     assert len(context.state) == 0
+
+
+def test_flowers_simulation_imports_tensorflow_for_one_function():
+    """That is why ``truststram/_start`` replaces this module."""
+    file = sitecustomize.NAME.replace(".", "/") + ".py"  # importing it takes seconds
+    source = (Path(flwr.__file__).parent.parent / file).read_text()
+    assert "    import tensorflow as TF\n" in source
+    assert re.findall(r"^(?:def|class) (\w+)", source, re.M) == ["enable_tf_gpu_growth"]
 
 
 def test_flowers_simulation_grid_is_recognised_by_name():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -66,9 +67,45 @@ def test_nothing_leaks_into_flowers_processes(monkeypatch, tmp_path):
     monkeypatch.setenv("FLWR_LOG_LEVEL", "DEBUG")
     monkeypatch.setenv("no_proxy", "example.org")
     environment = _processes._environment(tmp_path)
-    assert not {"PYTHONPATH", "RAY_ADDRESS", "FLWR_LOG_LEVEL"} & set(environment)
+    assert not {"RAY_ADDRESS", "FLWR_LOG_LEVEL"} & set(environment)
+    [module] = Path(environment["PYTHONPATH"]).glob("[!_]*")
+    assert module.name == "sitecustomize.py"
     assert environment["no_proxy"] == "example.org,127.0.0.1,localhost"
     assert environment["FLWR_HOME"] == str(tmp_path)
+
+
+def started(code: str, folder: Path, *paths: Path) -> str:
+    """Return what a Python prints that starts like one of a local simulation."""
+    environment = _processes._environment(folder)
+    path = os.pathsep.join(map(str, [environment["PYTHONPATH"], *paths]))
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "PYTHONPATH": path},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_flowers_simulation_does_not_import_tensorflow(tmp_path):
+    """It takes seconds in every process; the app can import it all the same."""
+    code = """
+import sys
+from importlib.util import find_spec
+from flwr.server.superlink.fleet.vce.backend import raybackend
+print("tensorflow" in sys.modules, find_spec("tensorflow") is None)
+raybackend.enable_tf_gpu_growth()
+"""
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        started(code, tmp_path)
+    assert caught.value.stdout == "False False\n"
+    assert "TensorFlow's GPU growth is no option" in caught.value.stderr
+
+
+def test_a_machines_own_sitecustomize_runs_as_well(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.mine = 7")
+    assert started("import sys; print(sys.mine)", tmp_path, tmp_path) == "7\n"
 
 
 def test_ray_gets_a_short_folder(monkeypatch):
