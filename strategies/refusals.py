@@ -20,7 +20,7 @@ from .refusal import Refusal
 from .robust.make import OF_CLIENTS, make_rule
 from .robust.rule import AUTO, Rule
 from .secure.group_refusals import GROUPS
-from .secure.least import least_nodes
+from .secure.sizes import least_nodes
 from .secure.refusals import SECURE
 from .secure.secagg_refusals import MASKED
 from .tff import TFF

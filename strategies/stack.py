@@ -33,7 +33,7 @@ from .refusals import REFUSALS, check, rule_of, watched
 from .robust.layer import Robust
 from .robust.rule import AUTO
 from .secure.integers import runs_of
-from .secure.least import least_nodes
+from .secure.sizes import least_nodes
 from .server_sgd import ServerSGD
 from .tail_average import TailAverage
 from .update import delta_mod

@@ -7,7 +7,7 @@ from truststram.sections import AnomalyKeys
 
 from ..refusal import Refusal
 from .groups import LEAST, objection
-from .least import least_nodes
+from .sizes import least_nodes
 
 __all__ = ["GROUPS"]
 

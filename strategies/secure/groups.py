@@ -10,7 +10,11 @@ Why the groups are fixed
 ------------------------
 From means over other groups in every round the server could compute single clients'
 updates by regression, since updates of a client resemble each other. From means over
-the same groups it learns the same sums again.
+the same groups it learns the same sums again. Nodes see to it: they refuse, within one
+run, sums in which a node would have been together with more others than the largest
+group has (:meth:`.journal.Journal.together`): with secure aggregation everyone before
+it masks its update, under homomorphic encryption those that decrypt. What is left to a
+server that regroups is what dropouts tell of a group of that size.
 
 What a group costs
 ------------------
@@ -43,6 +47,7 @@ __all__ = [
     "LEAST",
     "Groups",
     "group_count",
+    "largest",
     "nodes_for",
     "objection",
     "rename",
@@ -148,6 +153,15 @@ class Groups:
 def group_count(clients: int, size: int) -> int:
     """Return how many groups of at least ``size`` there are among ``clients``."""
     return clients // size
+
+
+def largest(size: int, count: int) -> int:
+    """Return the largest group there can be where there are at least ``count``.
+
+    K nodes make ``K // size`` groups, so less than ``size`` nodes are left over and
+    spread over them.
+    """
+    return size + -(-(size - 1) // count)
 
 
 def nodes_for(size: int, f: int) -> int:

@@ -12,9 +12,10 @@ is the last who can refuse, and checks by itself what can be checked:
 - a node that took part: that it was given this content, for this cohort;
 - after decryption, before anything is told: as many clients as heads are in the sum,
   every value is in range, the checksum fits;
-- the journal: no two sums from which one node could be subtracted are told
-  (:mod:`.journal`). A sum that does not pass the checks is not told, and its set does
-  not count: one node with a wrong checksum cannot close a model to the others.
+- the journal: no two sums from which one node could be subtracted are told, and of
+  fixed groups no sums across them (:mod:`.journal`). A sum that does not pass the
+  checks is not told, and its set does not count: one node with a wrong checksum cannot
+  close a model to the others.
 
 What is told is the sum of the updates and of each counter; the checksum, which is not a
 sum, stays here (:meth:`.slots.Slots.told`).
@@ -47,6 +48,7 @@ from truststram.errors import ProtocolError
 from .identity import CLIENT, DECRYPTOR
 from .journal import Journal
 from .keys import JobKey, Keyring
+from .sizes import largest_group
 from .terms import SUM, UPDATE, Request, Terms, label_of
 from .wire import Frame, Header, check_header, digest, open_frame, open_head, seal
 
@@ -95,6 +97,8 @@ def opened(
     slots = terms.slots(header.about)
     values = key.cipher.decrypt(total, slots.size, len(frames))
     slots.read(values, len(frames), label_of(header))
+    if terms.job.secure.group_size:
+        journal.together(run, names, largest_group(terms.job))
     journal.open(request.model, names)
     about = {"part": request.part, "nodes": nodes_hash(frames)}
     answer = Header(**{**expected, "node": "", "stage": SUM, "about": about})  # type: ignore[arg-type]  # all fields by name

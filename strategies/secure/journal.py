@@ -6,15 +6,18 @@ them, or gives its shares of their masks) does so, for one model, for sets of no
 are equal or have nobody in common; and it is written down before it is done. A set of
 an earlier model is opened again only if it is exactly the same.
 
+Of sums inside fixed groups it is also remembered, for each run, who was together with
+whom: a set that would bring more nodes together than a group can have is refused,
+whatever the model. Nodes of a group may drop out and come back.
+
 What this does not do
 ---------------------
 A model is known by its hash. A server that deviates from the protocol can change one
 weight by its last digit: that is another model, for which other sets may be opened, and
-updates from nearly the same model are nearly the same. Nor does a node know which group
-it is in: that groups stay what they are, and that models are told apart by more than a
-digit, is the word of a server that follows the protocol. Equal sets may be opened more
-than once: nodes that train deterministically repeat their sum, others give a second sum
-over the same nodes.
+updates from nearly the same model are nearly the same: that models are told apart by
+more than a digit is the word of a server that follows the protocol. Equal sets may be
+opened more than once: nodes that train deterministically repeat their sum, others give
+a second sum over the same nodes.
 
 The memory belongs to a key (that of the job, or the name of the scheme where the job
 has none), not to the run: another run under the same key finds it. In a deployment it
@@ -42,8 +45,9 @@ __all__ = ["Journal"]
 
 STATE = "truststram-secure"
 MAX_FILE = 64 * 2**20
-# Models whose sets of nodes are remembered name by name.
+# Models whose sets of nodes, and runs whose groups, are remembered name by name.
 RECENT = 8
+PARTS = ("joined", "masked", "opened", "recent", "groups")
 Memory = dict[str, Any]
 Names = Collection[str]
 
@@ -115,7 +119,9 @@ class Journal:
             "this node masked an update of this model for another set of nodes, and "
             "both could be opened"
         )
-        self._add("masked", model, cohort, agree, ProtocolError("cohort", text))
+        error = ProtocolError("cohort", text)
+        with self._memory() as memory:
+            _note(memory, "masked", model, sorted(cohort), agree, error)
 
     def open(self, model: str, nodes: Iterable[str]) -> None:
         """Open the sum of a set of nodes; remembered before it is done.
@@ -128,39 +134,37 @@ class Journal:
         """
         text = "another sum with some of these nodes was opened for this model"
         error = ProtocolError("reopened", text)
-        self._add("opened", model, list(nodes), _disjoint, error)
-
-    def _add(
-        self,
-        what: str,
-        model: str,
-        nodes: Names,
-        agree: Callable[[Names, Names], bool],
-        error: ProtocolError,
-    ) -> None:
-        """Note a set of nodes, if it is a known one or agrees with all known ones."""
-        names = sorted(nodes)
-        told = digest(*(name.encode() for name in names))
         with self._memory() as memory:
-            known = memory[what].setdefault(model, [])
-            if told in known:
-                return
-            recent = memory["recent"].setdefault(what, {})
-            forgotten = known and model not in recent
-            if forgotten or not all(agree(one, names) for one in recent.get(model, [])):
-                raise error
-            known.append(told)
-            recent.setdefault(model, []).append(names)
-            while len(recent) > RECENT:
-                del recent[next(iter(recent))]
+            _note(memory, "opened", model, sorted(nodes), _disjoint, error)
+
+    def together(self, run: str, nodes: Iterable[str], most: int) -> None:
+        """Take part in, or open, a sum inside one of a run's fixed groups.
+
+        Parameters
+        ----------
+        run : str
+        nodes : iterable of str
+            Who can be in the sum.
+        most : int
+            Nodes that the largest group can have.
+
+        Raises
+        ------
+        ProtocolError
+            ``regrouped``, if more nodes would have been together in this run than a
+            group has, one by one or all at once.
+        """
+        with self._memory() as memory:
+            _keep_together(memory["groups"], run, set(nodes), most)
 
     @contextmanager
     def _memory(self) -> Iterator[Memory]:
         """Give the memory of this key, which is written unless an error is raised."""
         with self._alone():
             everything = self._read()
-            fresh: Memory = {"joined": {}, "masked": {}, "opened": {}, "recent": {}}
-            memory = everything.setdefault(self._key, fresh)
+            memory = everything.setdefault(self._key, {})
+            for what in PARTS:
+                memory.setdefault(what, {})
             before = json.dumps(everything)
             yield memory
             text = json.dumps(everything)
@@ -200,6 +204,46 @@ class Journal:
             self._context.state[STATE] = ConfigRecord({"json": text})
             return
         write(self._path, text.encode())
+
+
+def _note(
+    memory: Memory,
+    what: str,
+    model: str,
+    names: list[str],
+    agree: Callable[[Names, Names], bool],
+    error: ProtocolError,
+) -> None:
+    """Note a set of nodes, if it is a known one or agrees with all known ones."""
+    told = digest(*(name.encode() for name in names))
+    known = memory[what].setdefault(model, [])
+    if told in known:
+        return
+    recent = memory["recent"].setdefault(what, {})
+    forgotten = known and model not in recent
+    if forgotten or not all(agree(one, names) for one in recent.get(model, [])):
+        raise error
+    known.append(told)
+    recent.setdefault(model, []).append(names)
+    _forget(recent)
+
+
+def _keep_together(runs: dict[str, Any], run: str, names: set[str], most: int) -> None:
+    """Note that nodes are in one group, with all they were together with before."""
+    before = runs.pop(run, [])
+    met = [group for group in before if not names.isdisjoint(group)]
+    group = names.union(*met)
+    if len(group) > most:
+        text = f"{len(group)} nodes would have been together, and groups have {most}"
+        raise ProtocolError("regrouped", f"groups are fixed for a run: {text} at most")
+    runs[run] = [*(one for one in before if one not in met), sorted(group)]
+    _forget(runs)
+
+
+def _forget(recent: dict[str, Any]) -> None:
+    """Drop what is oldest."""
+    while len(recent) > RECENT:
+        del recent[next(iter(recent))]
 
 
 def _disjoint(one: Names, other: Names) -> bool:

@@ -17,7 +17,7 @@ from truststram.job import Job
 
 from ..refusal import Refusal
 from .groups import LEAST, group_count
-from .least import least_nodes, trained
+from .sizes import least_nodes, trained
 
 __all__ = ["SECURE"]
 

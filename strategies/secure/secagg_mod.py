@@ -38,6 +38,7 @@ from .quantise import Coder
 from .secagg_client import Client
 from .secagg_state import RoundState
 from .secagg_wire import KEYS, MASK, SCHEME, Request, Settings, label_of, word_of
+from .sizes import largest_group
 from .wire import seal, with_frame
 
 __all__ = ["secagg_mod"]
@@ -134,6 +135,9 @@ class _Node:
         cohort = self.client.cohort
         request = self.request
         arrays = check_given(self.message, request.model, request.content)
+        if self.settings.job.secure.group_size:
+            most = largest_group(self.settings.job)
+            self.journal.together(self.run, cohort.names, most)
         if self.settings.job.secure.threat == MALICIOUS:
             self.journal.mask(request.model, cohort.names, quorums_meet)
         found = reported(self.message, self.context, call_next)

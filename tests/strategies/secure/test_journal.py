@@ -56,6 +56,31 @@ def test_a_node_masks_for_cohorts_whose_quorums_must_meet(reopen):
     reopen().mask("m2", seven[:5], quorums_meet)
 
 
+def test_nodes_of_a_group_come_and_go_and_no_others_join_them(reopen):
+    reopen().together("run", ["a", "b", "c"], 4)
+    reopen().together("run", ["a", "b", "d"], 4)
+    reopen().together("run", ["e", "f", "g"], 4)  # another group
+    for nodes in (["a", "b", "e"], ["a", "b", "h"], ["c", "d", "x", "y"]):
+        with pytest.raises(ProtocolError, match=r"^regrouped: .* groups have 4"):
+            reopen().together("run", nodes, 4)
+    # Nothing of that is remembered.
+    reopen().together("run", ["a", "b", "c", "d"], 4)
+    reopen().together("run", ["e", "f", "h"], 4)
+    with pytest.raises(ProtocolError, match="regrouped"):
+        reopen().together("run", ["d", "h", "f"], 4)
+    reopen().together("another run", ["d", "h", "f"], 4)
+    with pytest.raises(ProtocolError, match="regrouped"):
+        reopen().together("new", ["a", "b", "c", "d", "e"], 4)
+
+
+def test_the_groups_of_the_last_runs_are_remembered(reopen):
+    for i in range(RECENT):
+        reopen().together(str(i), ["a", "b", "c"], 3)
+    for i in range(RECENT):
+        with pytest.raises(ProtocolError, match="regrouped"):
+            reopen().together(str(i), ["b", "c", "d"], 3)
+
+
 def test_what_is_masked_is_not_yet_opened(reopen):
     reopen().mask("m", ["a", "b", "c", "d"], quorums_meet)
     reopen().open("m", ["a", "b", "c"])

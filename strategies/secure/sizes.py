@@ -1,4 +1,4 @@
-"""How many nodes must be connected before a round, where the job does not say it."""
+"""How many nodes a round needs, and how many a group can have, as the job says."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from math import ceil
 from truststram.job import Job
 from truststram.sections import RoundKeys
 
-from .groups import nodes_for
+from .groups import group_count, largest, nodes_for
 
-__all__ = ["least_nodes", "trained"]
+__all__ = ["largest_group", "least_nodes", "trained"]
 
 
 def least_nodes(job: Job) -> int:
@@ -38,6 +38,17 @@ def least_nodes(job: Job) -> int:
 def trained(job: Job, nodes: int) -> int:
     """Return how many nodes train in a round while so many are connected."""
     return int(nodes * job.round.fraction) - _decryptors(job)
+
+
+def largest_group(job: Job) -> int:
+    """Return how many nodes the largest group of a job with groups can have.
+
+    Whatever number of nodes is connected when it begins: at least
+    :func:`least_nodes`.
+    """
+    size = job.secure.group_size
+    nodes = max(least_nodes(job) - _decryptors(job), nodes_for(size, job.robust.f))
+    return min(largest(size, group_count(nodes, size)), job.secure.max_cohort)
 
 
 def _decryptors(job: Job) -> int:

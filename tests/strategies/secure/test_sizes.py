@@ -1,4 +1,4 @@
-"""Rounds begin when there are enough nodes for their sums, and not before."""
+"""Rounds begin with enough nodes for their sums, and groups are not too large."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategies import stack
-from strategies.secure.groups import nodes_for, objection
-from strategies.secure.least import least_nodes
+from strategies.secure.groups import Groups, nodes_for, objection
+from strategies.secure.sizes import largest_group, least_nodes
 from tests.support.runs import run
 from truststram.errors import ConfigError, RunError
 from truststram.job import Job
@@ -72,6 +72,27 @@ def test_it_is_the_smallest_that_gives_every_round_its_replies(
 def test_groups_of_so_many_outvote_f(f):
     assert objection(nodes_for(3, f), 3, f) is None
     assert objection(nodes_for(3, f) - 1, 3, f) is not None
+
+
+@pytest.mark.parametrize(
+    ("size", "changes"),
+    [
+        (3, {}),
+        (4, {"robust.f": 1}),
+        (5, {"round.min-nodes": 20}),
+        (4, {"secure.max-cohort": 5}),
+        (3, {"secure.scheme": "bfv", "secure.key-holder": "decryptor"}),
+    ],
+)
+def test_no_group_is_larger_than_the_job_allows_and_some_is_as_large(size, changes):
+    job = Job.of({**GROUPED, "secure.group-size": size, "robust.f": -1, **changes})
+    spare = job.secure.key_holder == "decryptor"
+    largest = 0
+    for nodes in range(least_nodes(job) - spare, 100):
+        groups = Groups.of(list(map(str, range(nodes))), size, "job").members
+        if len(groups) > 2 * job.robust.f:
+            largest = max(largest, *map(len, groups))
+    assert largest_group(job) == min(largest, job.secure.max_cohort)
 
 
 def test_a_run_with_fewer_is_refused_before_it_begins():
