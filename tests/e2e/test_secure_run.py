@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import time
+
 import pytest
 
 from tests.e2e.test_flower_run import Machine, finished
@@ -33,3 +36,30 @@ def test_an_encrypted_job_runs_on_flower(machine: Machine, root, tmp_path, schem
     assert [e["clients"] for e in log if e["kind"] == "secure-sum"] == [4, 4]
     # What the processes shared their keys through.
     assert not list(machine.tmp.glob("truststram-*-secure-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_leaves_no_keys_behind(machine: Machine, root, tmp_path, number):
+    process = machine.start(
+        root,
+        *("run", "--engine", "flower", "--nodes", "4", *JOB),
+        *("-c", "train.rounds=1000000", "-c", "secure.scheme=secagg"),
+        *("-c", f"run.dir={tmp_path}"),
+        cwd=tmp_path,
+    )
+    path, deadline = tmp_path / "it" / "events.jsonl", time.monotonic() + 120
+    while not path.exists() or b'"round-finished"' not in path.read_bytes():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, finished(process)
+        time.sleep(0.2)
+    [_] = machine.tmp.rglob("truststram-*-secure-*/federation.key")
+    process.send_signal(number)
+    process.communicate()
+    while machine.survivors():
+        assert time.monotonic() < deadline + 60
+        time.sleep(0.5)
+    # The guard of a killed runner ends with its work: the folder is the last of it.
+    while list(machine.tmp.rglob("federation.key")):
+        assert time.monotonic() < deadline + 60
+        time.sleep(0.1)
