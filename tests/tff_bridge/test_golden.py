@@ -22,7 +22,7 @@ from tff_bridge.trace import trace
 from truststram.errors import ConfigError
 
 from .models import MODELS, Mlp
-from .plans import BREAST_CANCER, STATISTICS
+from .plans import BREAST_CANCER, SECURE, STATISTICS
 
 pytestmark = pytest.mark.slow
 
@@ -123,7 +123,8 @@ def arrays(name, traced):
 
 def run_plan(plan, name):
     """Yield the model after each round of the plan on plain TensorFlow."""
-    from tff_bridge.runtime import PieceFunction, SiloRuntime
+    from tff_bridge.execution import PieceFunction
+    from tff_bridge.runtime import SiloRuntime
 
     program = plan.programs["train"]
     call = {name: PieceFunction(piece, name) for name, piece in program.pieces.items()}
@@ -217,7 +218,8 @@ def test_a_plan_does_what_torch_does(compiled, name, weighting):
 @pytest.mark.parametrize("name", RANDOM)
 def test_the_plans_own_noise_is_what_the_plan_says(compiled, name):
     """21,000 draws without a seed: fails without cause less than once in a million."""
-    from tff_bridge.runtime import PieceFunction, SiloRuntime
+    from tff_bridge.execution import PieceFunction
+    from tff_bridge.runtime import SiloRuntime
 
     plan, _ = compiled[name]
     program, privacy = plan.programs["train"], plan.privacy
@@ -243,7 +245,9 @@ def test_the_plans_own_noise_is_what_the_plan_says(compiled, name):
     assert kstest(noise / expected, "norm").pvalue > 1e-7
 
 
-@pytest.mark.parametrize("path", [BREAST_CANCER, STATISTICS], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [BREAST_CANCER, SECURE, STATISTICS], ids=lambda p: p.stem
+)
 def test_a_committed_plan_is_what_its_job_compiles_to(path):
     """And so a job always gives the same plan, bit for bit."""
     plan = compiler.compile_job(read_job(path.with_suffix(".toml")))
