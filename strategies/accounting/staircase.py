@@ -25,7 +25,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.signal import lfilter
 
 __all__ = [
     "atoms",
@@ -189,6 +188,8 @@ def lattice_epsilon(p: Doubles, first: int, unit: float, delta: float) -> float:
     unit : float
         Lattice step, in nats.
     """
+    from scipy.signal import lfilter  # takes longer to import than all else here
+
     shrink = math.exp(-unit)
     # above[i] = sum over n > i of p[n] exp(-(n - i) unit)
     above = lfilter([0, shrink], [1, -shrink], p[::-1])[::-1]
