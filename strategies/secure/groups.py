@@ -32,13 +32,14 @@ with it, round after round, that the rule leaves out in bad rounds only.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from flwr.serverapp.strategy import Strategy
 
-from truststram.errors import ConfigError
+from truststram.errors import ConfigError, ProtocolError
 from truststram.job import Job
 
 from ..base import StrategyLayer, walk
@@ -55,6 +56,7 @@ __all__ = [
 
 # A sum of two tells either of them the other's part.
 LEAST = 3
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,28 @@ class Groups:
             raise ConfigError(f"secure.group-size: {reason}.")
         return cls.of(names, size, run)
 
+    @classmethod
+    def settled(
+        cls, known: Groups | None, job: Job, names: Collection[str], run: str
+    ) -> Groups | None:
+        """Return the groups of a run: ``known`` ones, or new ones if the job has any.
+
+        Raises
+        ------
+        ConfigError
+            As :meth:`of_job`, or for new groups larger than a sum can be.
+        """
+        if known or not job.secure.group_size:
+            return known
+        made = cls.of_job(job, names, run)
+        most = max(map(len, made.members))
+        if most > job.secure.max_cohort:
+            raise ConfigError(
+                f"A group has {most} nodes and secure.max-cohort is "
+                f"{job.secure.max_cohort}."
+            )
+        return made
+
     @cached_property
     def _index(self) -> dict[str, int]:
         return {name: i for i, group in enumerate(self.members) for name in group}
@@ -130,6 +154,22 @@ class Groups:
     def index(self, name: str) -> int | None:
         """Return the group of a node; None for one that came later: it has none."""
         return self._index.get(name)
+
+    def parted(
+        self,
+        items: Iterable[T],
+        name_of: Callable[[T], str],
+        drop: Callable[[T, ProtocolError], object],
+    ) -> list[list[T]]:
+        """Return what is of each group's nodes; ``drop`` gets what is of none."""
+        parts: list[list[T]] = [[] for _ in self.members]
+        for item in items:
+            index = self.index(name_of(item))
+            if index is None:  # its node came after the groups were made
+                drop(item, ProtocolError("unknown-node", "the node is in no group"))
+            else:
+                parts[index].append(item)
+        return parts
 
     def label(self, index: int) -> str:
         """Return the name of a group, which stands for a node's inside the layer."""
@@ -192,7 +232,7 @@ def objection(clients: int, size: int, f: int) -> str | None:
     )
 
 
-def rename(inner: Strategy, name_of: Callable[[int], str]) -> None:
+def rename(inner: Strategy, groups: Groups, name_of: Callable[[int], str]) -> None:
     """Give every layer inside other names for nodes: those of their groups.
 
     Guard, anomaly detection and rule then see one reply for each group, and their
@@ -200,4 +240,4 @@ def rename(inner: Strategy, name_of: Callable[[int], str]) -> None:
     """
     for layer in walk(inner):
         if isinstance(layer, StrategyLayer):
-            layer.name_of = name_of
+            layer.name_of = lambda node: groups.label_of(name_of(node))

@@ -16,47 +16,33 @@ one reply for each group.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from truststram._flower import run_id
-from truststram.errors import ConfigError, ProtocolError
+from truststram.errors import ProtocolError
 from truststram.exchange import Phase
 from truststram.job import Job
-from truststram.records import blank
 
-from ..base import StrategyLayer, synthetic_reply
+from ..base import StrategyLayer
 from ..server_sgd import ServerSGD
-from ..update import DELTA
-from ..update import UPDATE as UPDATE_RECORD
-from .clear import clear_mean
 from .federation import Federation
 from .given import given_by
 from .groups import Groups, rename
-from .identity import DECRYPTOR
 from .intake import Intake, Verified
 from .keys import require_seal
-from .opening import AGREE, Opening, Part
-from .selection import Selection
-from .slots import Summed
-from .terms import HELLO, OPEN, UPDATE, Request, label_of, terms_of
+from .mean import mean_of
+from .opening import AGREE, Opening
+from .plan import WAITS, check_roster, check_traffic, fits, objection, plan_of
+from .telling import Telling
+from .terms import HELLO, OPEN, UPDATE, Request, terms_of
 from .told import Told
-from .trust import trust_line
 from .wire import SECURE
 
 __all__ = ["SecureSum"]
-
-# Bytes of one message to a decryptor that adds.
-LARGEST_MESSAGE = 2**30
-WAITS = (
-    "A sum with some of these nodes may have been told for this model; until the model "
-    "changes, it must be the same nodes, or others altogether"
-)
 
 
 class SecureSum(StrategyLayer):
@@ -114,7 +100,8 @@ class SecureSum(StrategyLayer):
         self._federation: Federation | None = None
         self._groups: Groups | None = None
         self._told = Told()
-        self._request, self._round = Request(UPDATE, 0), 0
+        self._request = Request(UPDATE, 0)
+        self._telling = Telling(self.emit, self.name_of, 0)
 
     @property
     def federation(self) -> Federation:
@@ -126,14 +113,10 @@ class SecureSum(StrategyLayer):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Fix the cohort, and name it and the model in every message."""
+        """Fix the cohort, and name it and what it gets in every message."""
         messages = list(super().configure_train(server_round, arrays, config, grid))
-        if self._federation is None:
-            self._begin(grid)
-        federation, self._round = self.federation, server_round
-        federation.grid = grid
-        if self.terms.parameters.public:
-            self._tell_stage(HELLO, federation.find_decryptors(server_round))
+        self._telling = Telling(self.emit, self.name_of, server_round)
+        federation = self._known(grid)
         messages = [
             m for m in messages if m.metadata.dst_node_id not in federation.decryptors
         ]
@@ -149,9 +132,12 @@ class SecureSum(StrategyLayer):
             model=given.model,
             content=given.content,
         )
-        problem = self._objection(len(messages))
-        if problem is not None:
-            self._refuse(problem)
+        largest = len(messages)
+        if self._groups:
+            largest = max(map(len, self._groups.members))
+        check_traffic(self.terms, largest, self.model.spec)
+        if problem := objection(self.terms, len(messages), largest, self._told):
+            self._telling.refuse(problem)
             return []
         for message in messages:
             message.content[SECURE] = self._request.record()
@@ -164,47 +150,36 @@ class SecureSum(StrategyLayer):
         intake = Intake(
             self.job, self.federation, self._request, self.model.spec, self._drop
         )
-        sets = self._sets(intake.fit(replies))
+        sets = [intake.fit(replies)]
+        if self._groups:
+            sets = self._groups.parted(
+                sets[0], self._name_of, lambda one, error: self._drop(one[0], error)
+            )
         means = self._means([s for s in sets if self._is_enough(s)], intake)
         return self.hand_on(server_round, means) if means else (None, None)
 
-    def _begin(self, grid: Grid) -> None:
-        """Say who must collude to break this, and what is not encrypted."""
-        keys, p = self.job.secure, self.terms.parameters
-        self._federation = Federation.of(self.job, grid, str(run_id()))
-        decryptors = sum(m.role == DECRYPTOR for m in self._federation.roster)
-        if self.terms.adds and decryptors > 1:
-            raise ConfigError(
-                f"The roster has {decryptors} decryptors. With secure.threat = "
-                "malicious there can be one: two could be asked for sums that differ "
-                "by one node."
-            )
-        if keys.group_size and self._groups is None:
-            names = [self.name_of(node) for node in grid.get_node_ids()]
-            self._groups = Groups.of_job(self.job, names, str(run_id()))
-            largest = max(map(len, self._groups.members))
-            if largest > p.most:
-                raise ConfigError(
-                    f"A group has {largest} nodes and secure.max-cohort is {p.most}."
-                )
-        if self._groups:
-            groups = self._groups
-            rename(self.inner, lambda node: groups.label_of(self.name_of(node)))
-        selection = Selection.of(self.model.spec, keys.layers)
-        size, clear = selection.size, selection.clear_size
-        self.emit(
-            "secure-plan",
-            scheme=keys.scheme,
-            trust=trust_line(self.job),
-            bits=p.bits,
-            clip=keys.clip,
-            most=p.most,
-            encrypted=size - clear,
-            clear=clear,
-            clear_fraction=round(clear / max(size, 1), 6),
-            clear_arrays=list(selection.names)[:100],
-            keys="simulated" if self.federation.simulated else "operator",
-        )
+    def _known(self, grid: Grid) -> Federation:
+        """Return the federation, with the decryptors that are connected.
+
+        Before the first round it is said who must collude to break this.
+        """
+        begins = self._federation is None
+        if self._federation is None:
+            self._federation = Federation.of(self.job, grid, str(run_id()))
+            check_roster(self.terms, self._federation)
+            plan = plan_of(self.terms, self._federation, self.model.spec)
+            self.emit("secure-plan", **plan)
+        federation = self._federation
+        federation.grid = grid
+        if self.terms.parameters.public:
+            self._tell_stage(HELLO, federation.find_decryptors(self._telling.round))
+        if begins:
+            trains = set(grid.get_node_ids()) - federation.decryptors
+            names = list(map(self.name_of, trains))
+            self._groups = Groups.settled(self._groups, self.job, names, str(run_id()))
+            if self._groups:
+                rename(self.inner, self._groups, self.name_of)
+        return federation
 
     def _readdressed(self, messages: list[Message]) -> list[Message]:
         """Return messages to nodes whose sum may be told beside those that were."""
@@ -222,72 +197,32 @@ class SecureSum(StrategyLayer):
             )
         return [found[name] for name in cohort]
 
-    def _objection(self, nodes: int) -> ProtocolError | None:
-        keys = self.job.secure
-        if self.terms.adds:
-            self._check_traffic(nodes)
-        most = None if self._groups else self.terms.parameters.most
-        if nodes < self.terms.least or (most is not None and nodes > most):
-            text = (
-                f"{nodes} nodes can be asked; secure.min-cohort = {keys.min_cohort}, "
-                f"secure.max-cohort = {keys.max_cohort}"
-            )
-            if self._told.sets:
-                text += f". {WAITS}"
-            return ProtocolError("cohort-size", text)
-        return None
-
-    def _check_traffic(self, nodes: int) -> None:
-        """Refuse, before anybody trains, sums that no message could carry."""
-        if self._groups:
-            nodes = max(map(len, self._groups.members))
-        if self.job.compression.codec != "none":
-            return  # what that leaves is known when the updates are there
-        frame = self.terms.parameters.most_bytes(self.model.spec.size)
-        if nodes * frame > LARGEST_MESSAGE:
-            raise ConfigError(
-                f"The decryptor would get {nodes} frames of {frame:,} bytes in one "
-                f"message, and {LARGEST_MESSAGE:,} bytes are the most. Lower "
-                "round.fraction, choose what is encrypted with secure.layers, or use "
-                "secure.threat = semi-honest or secure.scheme = secagg."
-            )
-
-    def _sets(self, replies: list[Verified]) -> list[list[Verified]]:
-        """Return the sets of replies that each have a sum of their own."""
-        if not self._groups:
-            return [replies]
-        sets: list[list[Verified]] = [[] for _ in range(len(self._groups))]
-        for reply, frame in replies:
-            index = self._groups.index(self.name_of(reply.metadata.src_node_id))
-            if index is None:
-                error = ProtocolError("unknown-node", "the node is in no group")
-                self._drop(reply, error)
-            else:
-                sets[index].append((reply, frame))
-        return sets
-
     def _is_enough(self, replies: Sequence[Verified]) -> bool:
         """Return whether the sum of these replies may be told."""
         if len(replies) < self.terms.least:
             least = self.terms.least
             text = f"{len(replies)} valid frames, at least {least} are needed"
-            self._refuse(ProtocolError("cohort-size", text))
+            self._telling.refuse(ProtocolError("cohort-size", text))
             return False
         if not self._told.allows(self._names(replies)):
-            self._refuse(ProtocolError("cohort", WAITS))
+            self._telling.refuse(ProtocolError("cohort", WAITS))
             return False
         size = sum(len(frame.body) for _, frame in replies)
-        if self.terms.adds and size > LARGEST_MESSAGE:
-            self._refuse(ProtocolError("size", f"{size} bytes for the decryptor"))
+        if self.terms.adds and not fits(size):
+            self._telling.refuse(
+                ProtocolError("size", f"{size} bytes for the decryptor")
+            )
             return False
         return True
 
     def _names(self, replies: Sequence[Verified]) -> dict[str, str]:
         """Return who has replied: name in the roster -> the server's name."""
         return {
-            frame.member.name: self.name_of(reply.metadata.src_node_id)
-            for reply, frame in replies
+            frame.member.name: self._name_of((reply, frame)) for reply, frame in replies
         }
+
+    def _name_of(self, reply: Verified) -> str:
+        return self.name_of(reply[0].metadata.src_node_id)
 
     def _means(self, sets: Sequence[list[Verified]], intake: Intake) -> list[Message]:
         """Return one reply for each set whose sum was decrypted and is right."""
@@ -311,88 +246,24 @@ class SecureSum(StrategyLayer):
         means = []
         for found, part in zip(sets, parts, strict=True):
             try:
-                means.append(self._mean(found, part, opening))
+                about = (self.terms, self.model.spec)
+                means.append(mean_of(*about, found, part, opening, self._telling))
             except ProtocolError as error:
-                self._refuse(error)
+                self._telling.refuse(error)
             if part.told:
                 self._told.add(self._names(found))
         if len(means) < len(sets) and not any(part.reopened for part in parts):
             self._told.turn += 1
         return means
 
-    def _mean(
-        self, replies: Sequence[Verified], part: Part, opening: Opening
-    ) -> Message:
-        """Return the reply of a decrypted sum.
-
-        Raises
-        ------
-        ProtocolError
-            If it was not decrypted, or is not such a sum.
-        """
-        if part.result is None:
-            reasons = dict.fromkeys(map(str, opening.reasons)) or ["nobody answered"]
-            raise ProtocolError("not-decrypted", "; ".join(reasons)[:500])
-        header = replies[0][1].header
-        # Whoever decrypted it has compared the checksum, and keeps it.
-        slots = replace(self.terms.slots(header.about), checked=False)
-        found = slots.read(part.result, len(replies), label_of(header))
-        self.emit(
-            "secure-sum",
-            round=self._round,
-            clients=found.clients,
-            clipped=round(found.clipped / max(slots.values * found.clients, 1), 6),
-        )
-        update = self._update(replies, found)
-        examples = max(found.examples, 1)
-        return synthetic_reply(replies[0][0], update, found.metrics, examples)
-
-    def _update(self, replies: Sequence[Verified], found: Summed) -> RecordDict:
-        """Return a content with the mean update, as long as the nodes sent it."""
-        mean = (found.values / found.clients).astype(np.float32)
-        keys = self.job.secure
-        array, out = blank((self.model.spec.size if keys.layers else len(mean),))
-        if keys.layers:
-            selection = Selection.of(self.model.spec, keys.layers)
-            parts = [(reply.content, frame) for reply, frame in replies]
-            selection.join(mean, clear_mean(parts, selection, keys.clip), out)
-        else:
-            out[:] = mean
-        record = ArrayRecord()
-        record[DELTA] = array  # the constructor would make another Array
-        return RecordDict({UPDATE_RECORD: record})
-
     def _tell_stage(self, stage: str, phases: Sequence[Phase]) -> None:
         """Tell what was exchanged besides requests for updates and their replies."""
         for phase in phases:
             if phase.replies or phase.lost:
-                self.emit(
-                    "secure-stage",
-                    round=self._round,
-                    stage=stage,
-                    asked=len(phase.replies) + phase.lost,
-                    answered=len(phase.replies),
-                    bytes_down=phase.bytes_down,
-                    bytes_up=phase.bytes_up,
-                )
+                self._telling.stage(stage, len(phase.replies), phase)
 
     def _drop(self, reply: Message, error: ProtocolError) -> None:
-        self.emit(
-            "reply-dropped",
-            round=self._round,
-            phase="train",
-            node=self.name_of(reply.metadata.src_node_id),
-            code=error.code,
-            detail=error.detail,
-        )
-
-    def _refuse(self, error: ProtocolError) -> None:
-        self.emit(
-            "secure-refused",
-            round=self._round,
-            code=error.code,
-            detail=error.detail,
-        )
+        self._telling.drop("train", reply.metadata.src_node_id, error)
 
     def describe(self) -> str:
         """Return one line for the strategy summary."""

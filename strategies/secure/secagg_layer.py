@@ -12,6 +12,7 @@ one reply for each group that still has enough nodes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -19,7 +20,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from truststram._flower import run_id
-from truststram.errors import ProtocolError
 from truststram.job import Job
 
 from ..base import StrategyLayer
@@ -32,6 +32,7 @@ from .quantise import Coder
 from .secagg_round import Round
 from .secagg_wire import KEYS, Request, Settings
 from .stages import Stages
+from .telling import Telling
 from .trust import trust_line
 from .whole import WholeNumbers
 
@@ -112,9 +113,8 @@ class SecAggSum(StrategyLayer):
         self._federation.grid = grid
         given = given_by(messages)
         request = Request(KEYS, server_round, given.model, content=given.content)
-        stages = Stages(
-            self._federation, self.settings, request, self.emit, self.name_of
-        )
+        telling = Telling(self.emit, self.name_of, server_round)
+        stages = Stages(self._federation, self.settings, request, telling)
         self._round = Round(stages, self._cohorts(messages, stages), self._cheats)
         return self._round.begin(messages)
 
@@ -134,12 +134,10 @@ class SecAggSum(StrategyLayer):
         keys, whole = self.job.secure, self.settings.whole
         quantiser = self.settings.coder(self.model.spec.size)
         self._federation = Federation.of(self.job, grid, str(run_id()))
-        if keys.group_size and self._groups is None:
-            names = [self.name_of(node) for node in grid.get_node_ids()]
-            self._groups = Groups.of_job(self.job, names, str(run_id()))
+        names = [self.name_of(node) for node in grid.get_node_ids()]
+        self._groups = Groups.settled(self._groups, self.job, names, str(run_id()))
         if self._groups:
-            groups = self._groups
-            rename(self.inner, lambda node: groups.label_of(self.name_of(node)))
+            rename(self.inner, self._groups, self.name_of)
         self.emit(
             "secure-plan",
             scheme=keys.scheme,
@@ -156,15 +154,9 @@ class SecAggSum(StrategyLayer):
         nodes = [message.metadata.dst_node_id for message in messages]
         if not self._groups:
             return [nodes]
-        cohorts: list[list[int]] = [[] for _ in range(len(self._groups))]
-        for node in nodes:
-            index = self._groups.index(self.name_of(node))
-            if index is None:  # it came after the groups were made
-                error = ProtocolError("unknown-node", "the node is in no group")
-                stages.drop(KEYS, node, error)
-            else:
-                cohorts[index].append(node)
-        return cohorts
+        return self._groups.parted(
+            nodes, self.name_of, partial(stages.telling.drop, KEYS)
+        )
 
     def describe(self) -> str:
         """Return one line for the strategy summary."""

@@ -6,7 +6,6 @@ from truststram.job import Job
 
 from ..refusal import Refusal
 from .graph import MALICIOUS, SEMI_HONEST, colluders
-from .groups import LEAST
 from .secagg import MAX_CLIENTS
 
 __all__ = ["MASKED"]
@@ -23,8 +22,7 @@ def _too_many_colluders(job: Job) -> bool:
     cohort's size by three; the next two sizes are looked at as well.
     """
     keys = job.secure
-    least = max(keys.min_cohort, LEAST + keys.colluders)
-    sizes = range(least, least + 3)
+    sizes = range(keys.min_cohort, keys.min_cohort + 3)
     return min(colluders(n, keys.threat) for n in sizes) < keys.colluders
 
 

@@ -72,6 +72,7 @@ class Round:
         self, stages: Stages, cohorts: Sequence[Sequence[int]], cheats: set[str]
     ) -> None:
         self._stages, self._settings = stages, stages.settings
+        self._telling = stages.telling
         run, roster = stages.federation.run, stages.federation.roster
         self._session = self._settings.session(run, stages.request)
         self._sums = [
@@ -145,9 +146,9 @@ class Round:
                 bodies |= step(one) or {}
             except ProtocolError as error:
                 one.refused = True
-                self._stages.refuse(error)
+                self._telling.refuse(error)
             for node, reason in one.server.dropped:
-                self._stages.drop(stage, node, reason)
+                self._telling.drop(stage, node, reason)
             one.server.dropped.clear()
         return bodies
 
@@ -162,7 +163,7 @@ class Round:
                 try:
                     read.append((node, reply, *self._read(reply, most)))
                 except ProtocolError as error:
-                    self._stages.drop("train", node, error)
+                    self._telling.drop("train", node, error)
         forms = Counter(slots for _, _, slots, _ in read)
         if forms:
             one.slots = forms.most_common(1)[0][0]
@@ -173,7 +174,7 @@ class Round:
                 one.server.add(node, values)
                 one.like = one.like or reply
             except ProtocolError as error:
-                self._stages.drop("train", node, error)
+                self._telling.drop("train", node, error)
         return one.server.survivors()
 
     def _read(self, reply: Message, most: int) -> tuple[Slots, NDArray[Any]]:
@@ -193,12 +194,7 @@ class Round:
         assert one.slots is not None
         assert one.like is not None
         found = one.slots.read(total, one.server.count, label_of(self._session))
-        self._stages.emit(
-            "secure-sum",
-            round=self._session.round,
-            clients=found.clients,
-            clipped=round(found.clipped / max(len(found.values) * found.clients, 1), 6),
-        )
+        self._telling.sum(found.clients, found.clipped, len(found.values))
         if self._settings.whole:
             sums = with_integers(found.values.astype(np.int64))
             return synthetic_reply(one.like, sums, found.metrics, found.clients)

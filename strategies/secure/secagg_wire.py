@@ -133,19 +133,13 @@ class Settings:
         ProtocolError
             ``header``, for a description that makes no sense.
         """
-        try:
-            values, names = about["values"], about["metrics"]
-            if type(values) is not int or not 0 <= values < 2**31:
-                raise ValueError
-            if not all(isinstance(name, str) for name in names):
-                raise ValueError
-            if about != self.about(self.whole.size if self.whole else values, names):
-                raise ValueError
-            # A sum with a mask left in it is out of range everywhere, so a checksum
-            # would show nothing more, and digits of it are not sums of the updates.
-            return Slots(self.coder(values), values, tuple(names), checked=False)
-        except (ConfigError, KeyError, TypeError, ValueError):
-            raise ProtocolError("header", "no description of an update") from None
+        # A sum with a mask left in it is out of range everywhere, so a checksum would
+        # show nothing more, and digits of it are not sums of the updates.
+        found = Slots.of(about, self.coder, checked=False)
+        values = self.whole.size if self.whole else found.values
+        if about != self.about(values, found.metrics):
+            raise ProtocolError("header", "no description of such an update")
+        return found
 
 
 def word_of(slots: Slots) -> np.dtype[Any]:

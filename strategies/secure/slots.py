@@ -27,13 +27,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from truststram.errors import ProtocolError
+from truststram.errors import ConfigError, ProtocolError
 from truststram.validate import in_range
 
 from .quantise import Coder
@@ -103,6 +104,35 @@ class Slots:
             raise ValueError("too many metrics, or a name that is too long")
         if list(names) != sorted(set(names)):
             raise ValueError("the names of metrics are not sorted")
+
+    @classmethod
+    def of(
+        cls, about: Any, coder: Callable[[int], Coder], *, checked: bool = True
+    ) -> Slots:
+        """Return the places of a vector that a signed header describes.
+
+        Parameters
+        ----------
+        about : mapping
+            ``values`` and ``metrics``; from outside.
+        coder : callable
+            What makes integers of updates of so many values.
+        checked : bool
+
+        Raises
+        ------
+        ProtocolError
+            ``header``, for a description that makes no sense.
+        """
+        try:
+            values, names = about["values"], about["metrics"]
+            if type(values) is not int or not 0 <= values < 2**31:
+                raise ValueError
+            if not all(isinstance(name, str) for name in names):
+                raise ValueError
+            return cls(coder(values), values, tuple(names), checked)
+        except (ConfigError, KeyError, TypeError, ValueError):
+            raise ProtocolError("header", "no description of an update") from None
 
     @property
     def size(self) -> int:

@@ -7,7 +7,7 @@ not its own signed frame of this very stage has dropped out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
@@ -16,10 +16,10 @@ from flwr.serverapp import Grid
 from truststram.errors import ProtocolError
 from truststram.exchange import Exchange
 
-from ..base import Emit
 from .federation import Federation
 from .identity import CLIENT
 from .secagg_wire import Request, Settings
+from .telling import Telling
 from .wire import SECURE, Frame, frame_of, open_frame
 
 __all__ = ["Stages"]
@@ -36,19 +36,13 @@ class Stages:
     settings : Settings
     request : Request
         Of any stage of this round.
-    emit : callable
-        Gets ``secure-stage`` (round, stage, asked, answered, bytes_down, bytes_up),
-        ``reply-dropped`` (round, phase, node, code, detail) and ``secure-refused``
-        (round, code, detail).
-    name_of : callable
-        Node id -> stable name, for events.
+    telling : Telling
     """
 
     federation: Federation
     settings: Settings
     request: Request
-    emit: Emit
-    name_of: Callable[[int], str]
+    telling: Telling
 
     def ask(
         self,
@@ -88,16 +82,8 @@ class Stages:
                 frame = self.verified(stage, reply, cohorts.get(node, ""), most)
                 answers[node] = bytes(frame.body)
             except ProtocolError as error:
-                self.drop(stage, node, error)
-        self.emit(
-            "secure-stage",
-            round=self.request.round,
-            stage=stage,
-            asked=len(messages),
-            answered=len(answers),
-            bytes_down=phase.bytes_down,
-            bytes_up=phase.bytes_up,
-        )
+                self.telling.drop(stage, node, error)
+        self.telling.stage(stage, len(answers), phase)
         return answers
 
     def verified(self, stage: str, reply: Message, cohort: str, most: int) -> Frame:
@@ -121,23 +107,3 @@ class Stages:
             raise ProtocolError("role", "not a client by the roster")
         self.federation.bind(reply.metadata.src_node_id, frame.member)
         return frame
-
-    def refuse(self, error: ProtocolError) -> None:
-        """Tell that a sum will not be opened."""
-        self.emit(
-            "secure-refused",
-            round=self.request.round,
-            code=error.code,
-            detail=error.detail,
-        )
-
-    def drop(self, stage: str, node: int, error: ProtocolError) -> None:
-        """Tell that a node's reply is not used."""
-        self.emit(
-            "reply-dropped",
-            round=self.request.round,
-            phase=stage,
-            node=self.name_of(node),
-            code=error.code,
-            detail=error.detail,
-        )

@@ -95,15 +95,7 @@ class Terms:
         ProtocolError
             ``header``, for a description that makes no sense.
         """
-        try:
-            values, names = about["values"], about["metrics"]
-            if type(values) is not int or not 0 <= values < 2**31:
-                raise ValueError
-            if not all(isinstance(name, str) for name in names):
-                raise ValueError
-            return Slots(self.quantiser, values, tuple(names))
-        except (KeyError, TypeError, ValueError):
-            raise ProtocolError("header", "no description of an update") from None
+        return Slots.of(about, lambda _: self.quantiser)
 
 
 @lru_cache(maxsize=4)

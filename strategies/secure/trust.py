@@ -5,7 +5,6 @@ from __future__ import annotations
 from truststram.job import Job
 
 from .graph import COMPLETE, MALICIOUS
-from .groups import LEAST
 from .keys import HE
 
 __all__ = ["trust_line"]
@@ -17,8 +16,7 @@ def trust_line(job: Job) -> str:
     For a job with a ``secure.scheme``.
     """
     keys = job.secure
-    count = max(keys.min_cohort, LEAST + keys.colluders)
-    least = f"The server sees sums of at least {count} nodes"
+    least = f"The server sees sums of at least {keys.min_cohort} nodes"
     if keys.group_size:
         least += " (those of each group)"
     if keys.scheme not in HE:

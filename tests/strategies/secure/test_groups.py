@@ -121,7 +121,7 @@ def test_the_stack_judges_groups_by_distance_and_cosine_and_leaves_nobody_out():
 def test_layers_inside_see_groups():
     groups = Groups.of(NAMES, 3, "job")
     strategy = Anomaly(Guard(Robust(WFAgg(1, temporal=False))), quarantine=0)
-    rename(strategy, lambda node: groups.label_of(str(node)))
+    rename(strategy, groups, str)
     for layer in walk(strategy):
         if hasattr(layer, "name_of"):
             assert layer.name_of(7) == groups.label_of("7")

@@ -11,13 +11,13 @@ from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
 from strategies.base import StrategyLayer
-from strategies.secure import automatic
+from strategies.secure import automatic, plan
 from strategies.secure import federation as federation_module
-from strategies.secure import layer as layer_module
 from strategies.secure.federation import Federation
 from strategies.secure.identity import Identity, Roster
 from strategies.secure.keys import JobKey, parameters_of
 from strategies.secure.layer import SecureSum
+from strategies.secure.slots import Slots
 from strategies.secure.terms import OPEN, Request
 from strategies.secure.told import Told
 from strategies.secure.wire import FRAME, SECURE, open_head, seal, with_frame
@@ -286,14 +286,14 @@ def test_liars_who_agree_are_told_by_the_range_only():
 
 
 @every_job
-def test_the_server_gets_sums_and_no_checksum(job):
-    f = Round(job, 5)
-    seen = []
-    f.layer._mean, mean = (
-        lambda r, p, o: seen.append(p.result) or mean(r, p, o),
-        f.layer._mean,
+def test_the_server_gets_sums_and_no_checksum(job, monkeypatch):
+    seen, read = [], Slots.read
+    monkeypatch.setattr(
+        Slots,
+        "read",
+        lambda self, q, *a: (self.checked or seen.append(q)) or read(self, q, *a),
     )
-    f.run()
+    Round(job, 5).run()
     [total] = seen
     trained = 4 if job.secure.key_holder == "decryptor" else 5
     assert total[17] == trained
@@ -538,6 +538,16 @@ def test_groups_have_sums_of_their_own():
     assert again._groups == f.layer._groups
 
 
+def test_a_decryptor_is_in_no_group():
+    seen = Seen(ServerSGD())
+    f = Round(job_of("bfv", group_size=3, key_holder="decryptor"), 7, inner=seen)
+    f.run()
+    members = [name for group in f.layer._groups.members for name in group]
+    assert sorted(members) == sorted(map(str, f.grid.get_node_ids()[:6]))
+    assert [e["clients"] for e in f.told("secure-sum")] == [3, 3]
+    assert f.codes == []
+
+
 def test_a_group_with_too_few_survivors_is_left_out():
     seen = Seen(ServerSGD())
     f = Round(job_of("bfv", group_size=3), 6, inner=seen)
@@ -655,7 +665,7 @@ def test_a_stranger_that_never_answers_is_asked_once_and_briefly():
 def test_frames_that_no_message_could_carry_are_refused_before_the_run(monkeypatch):
     job = job_of("bfv", key_holder="decryptor", threat="malicious")
     frame = parameters_of(job).most_bytes(17)
-    monkeypatch.setattr(layer_module, "LARGEST_MESSAGE", 4 * frame)
+    monkeypatch.setattr(plan, "LARGEST_MESSAGE", 4 * frame)
     assert len(Round(job, 5).ask()) == 4  # and the decryptor
     with pytest.raises(ConfigError, match="one message"):
         Round(job, 6).ask()
@@ -675,8 +685,9 @@ def test_two_decryptors_are_refused_where_one_is_trusted_to_add():
     made = Federation(f.job, "1", f.grid, roster, simulated=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Federation, "of", lambda *args: made)
+        f.layer._federation = None
         with pytest.raises(ConfigError, match="2 decryptors"):
-            f.layer._begin(f.grid)
+            f.ask()
 
 
 class Connected:
@@ -688,13 +699,15 @@ class Connected:
 
 def test_the_servers_operator_must_give_a_roster():
     f = Round(JOBS["bfv"], 4)
+    f.ask()
+    f.layer._federation = None
 
     class Other(type(f.grid).__mro__[1]):  # a grid of a deployment
         get_node_ids = push_messages = pull_messages = None
         run = set_run = create_message = send_and_receive = None
 
     with pytest.raises(ConfigError, match="TRUSTSTRAM_ROSTER"):
-        f.layer._begin(Other())
+        f.layer._known(Other())
 
 
 def test_deployed_nodes_and_server_work_from_files(tmp_path, monkeypatch):
