@@ -6,9 +6,11 @@ from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 
 import numpy as np
+import pytest
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
+from strategies.secure.graph import MALICIOUS, SEMI_HONEST
 from strategies.secure.secagg_layer import SecAggSum
 from strategies.secure.secagg_mod import secagg_mod
 from strategies.secure.wire import FRAME, SECURE
@@ -20,6 +22,9 @@ from truststram.job import Job
 Gone = Mapping[str, Collection[int]]
 NOBODY: Gone = MappingProxyType({})
 STEPS = {node: 0.01 * (node + 1) for node in range(50)}
+THREATS = pytest.mark.parametrize("threat", [SEMI_HONEST, MALICIOUS])
+# One step of 25 bits and the float32 of the model.
+CLOSE = {"rtol": 0, "atol": 1e-6}
 
 
 def job_of(**changes) -> Job:
@@ -105,3 +110,7 @@ class Federation:
     def expected(self, without: Collection[int] = ()) -> float:
         nodes = range(len(self.grid.get_node_ids()))
         return 0.5 + np.mean([STEPS[i] for i in nodes if i not in without])
+
+
+def federation(nodes=7, threat=SEMI_HONEST, **options):
+    return Federation(nodes, **{"secure.threat": threat}, **options)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
@@ -25,6 +26,15 @@ def job_of(scheme: str = "bfv", **changes) -> Job:
     secure = {f"secure.{k}": v for k, v in keys.items() if "." not in k}
     others = {k: v for k, v in keys.items() if "." in k}
     return Job.of({"secure.scheme": scheme, **secure, **others})
+
+
+JOBS = {
+    "bfv": job_of("bfv"),
+    "ckks": job_of("ckks"),
+    "decryptor": job_of("bfv", key_holder="decryptor"),
+    "decryptor adds": job_of("bfv", key_holder="decryptor", threat="malicious"),
+}
+every_job = pytest.mark.parametrize("job", JOBS.values(), ids=JOBS)
 
 
 @lru_cache(maxsize=16)
