@@ -30,6 +30,7 @@ from safetensors import safe_open
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from truststram import durable
 from truststram.errors import CheckpointError
 from truststram.records import pack, view
 
@@ -156,17 +157,7 @@ def _records(folder: Path) -> list[Path]:
 
 
 def _write_durably(path: Path, data: bytes) -> None:
-    partial = path.with_suffix(f".tmp{os.getpid()}")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    durable.replace(path, [data], partial=path.with_suffix(f".tmp{os.getpid()}"))
 
 
 def _values(array: Array) -> NDArray[np.generic]:

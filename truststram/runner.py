@@ -19,6 +19,7 @@ from typing import Literal
 from . import events, plots
 from ._flower_run import run_flower
 from ._locate import app_module
+from ._logs import quiet
 from ._plan import full_job, reserved
 from ._processes import terminable
 from .errors import CheckpointError, ConfigError, RunError
@@ -89,7 +90,7 @@ def run(
         if engine == "local":
             from .engine import run_local
 
-            with _quiet_flower():
+            with quiet(logging.WARNING):
                 run_local(job, nodes, threads)
         else:
             run_flower(job, nodes, folder)
@@ -196,15 +197,3 @@ def _shown(folder: Path, rounds: int, progress: bool | None) -> Iterator[None]:
 
     with displayed(folder / "events.jsonl", rounds):
         yield
-
-
-@contextlib.contextmanager
-def _quiet_flower() -> Iterator[None]:
-    """Keep Flower's remark on every round from standard error, not its warnings."""
-    logger = logging.getLogger("flwr")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -28,7 +28,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from truststram.records import Float32
 
-from .memory import Store
+from ..memory import Store
 
 __all__ = ["Feedback"]
 

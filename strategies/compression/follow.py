@@ -8,9 +8,9 @@ from flwr.app import ArrayRecord, RecordDict
 from truststram.errors import ProtocolError
 from truststram.records import Leaf, Spec, pack, records_of, unflatten
 
+from ..memory import MALFORMED, Store
 from ..update import Model
 from .downlink import model_hash, parts_of, unpacked
-from .memory import MALFORMED, Store
 from .messages import STEPS, Ask, frame_of
 
 __all__ = ["followed"]

@@ -21,6 +21,7 @@ from truststram.errors import DataError, ProtocolError
 from truststram.records import Float32, Spec, records_of
 from truststram.rng import derive
 
+from ..stores import node_name, store_of
 from ..update import Model, read_delta, with_delta
 from . import wire
 from .codecs import make_codec
@@ -29,7 +30,6 @@ from .feedback import Feedback
 from .follow import followed
 from .messages import RECORD, STEPS, Answer, Ask, framed
 from .selection import Selection, count
-from .stores import node_name, store_of
 
 __all__ = ["compression_mod"]
 

@@ -8,6 +8,7 @@ lattice says how many steps a clip has.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,17 +81,8 @@ def draw(release: Release, units: float, d: int, source: Source) -> Integers:
 
 def std(release: Release, units: float, d: int) -> float:
     """Return the standard deviation of each value of :func:`draw`, in steps."""
-    _check(release, units, d)
-    step = release.sensitivity * units
-    match release.mechanism:
-        case "gaussian":
-            return gaussian.gaussian_std(release.scale * units)
-        case "laplace":
-            return laplace.laplace_std(release.scale * units)
-        case "laplace-ball":
-            return laplace.laplace_std(step / release.epsilon0, d, "l2")
-        case _:
-            return staircase.staircase_std(release.epsilon0, release.gamma, step, d)
+    of = gaussian.gaussian_std, laplace.laplace_std, staircase.staircase_std
+    return _of_scale(release, units, d, *of)
 
 
 def support(release: Release, units: float, d: int) -> float:
@@ -98,17 +90,8 @@ def support(release: Release, units: float, d: int) -> float:
 
     For :meth:`Lattice.check_sum`.
     """
-    _check(release, units, d)
-    step = release.sensitivity * units
-    match release.mechanism:
-        case "gaussian":
-            return gaussian.support(release.scale * units)
-        case "laplace":
-            return laplace.support(release.scale * units)
-        case "laplace-ball":
-            return laplace.support(step / release.epsilon0, d, "l2")
-        case _:
-            return staircase.support(release.epsilon0, release.gamma, step, d)
+    of = gaussian.support, laplace.support, staircase.support
+    return _of_scale(release, units, d, *of)
 
 
 def delta_slack(release: Release, d: int) -> float:
@@ -147,6 +130,28 @@ def epsilon_slack(release: Release, d: int, draws: int) -> float:
     if release.mechanism == "laplace":
         return laplace.epsilon_slack(release.scale * units, draws)
     return 0.0
+
+
+def _of_scale(
+    release: Release,
+    units: float,
+    d: int,
+    of_gaussian: Callable[[float], float],
+    of_laplace: Callable[..., float],
+    of_staircase: Callable[[float, float, float, int], float],
+) -> float:
+    """Call the mechanism's function with its scale in steps."""
+    _check(release, units, d)
+    step = release.sensitivity * units
+    match release.mechanism:
+        case "gaussian":
+            return of_gaussian(release.scale * units)
+        case "laplace":
+            return of_laplace(release.scale * units)
+        case "laplace-ball":
+            return of_laplace(step / release.epsilon0, d, "l2")
+        case _:
+            return of_staircase(release.epsilon0, release.gamma, step, d)
 
 
 def _norm(release: Release) -> Norm:

@@ -21,29 +21,15 @@ from benchmarks._privacy_training import LINEAR, MLP
 from benchmarks.privacy_accuracy import accuracies, attacks, mechanisms, tasks
 from benchmarks.staircase import noise_of
 from strategies.accounting.calibrate import noise_std
+from tests.benchmarks.images import some_images
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products are slower on many threads, above all if others want them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def images(monkeypatch):
-    """Ten classes, each its own bright columns; 60,000 and 500 images of noise."""
-    rng = np.random.default_rng(1)
-
-    def some(count):
-        y = np.arange(count) % 10
-        x = rng.random((count, 196), np.float32) / 4
-        x[np.arange(count), y] += 1.5
-        return torch.tensor(x), torch.tensor(y)
-
-    parts = some(60_000), some(500)
+    """Of training and of test."""
+    parts = some_images(60_000, 500)
     monkeypatch.setattr(data, "_images", lambda: parts)
     data.load.cache_clear()
     yield parts

@@ -17,6 +17,7 @@ from benchmarks._robust_table import Table
 from benchmarks._robust_training import CNN, MLP
 from benchmarks.robust_accuracy import worst_cases
 from benchmarks.robust_speed import rule_trial
+from tests.benchmarks.images import some_images
 
 
 @pytest.mark.parametrize(("network", "size"), [(MLP, 6634), (CNN, 3322)])
@@ -52,26 +53,9 @@ def test_patches_are_those_of_a_convolution():
 
 
 @pytest.fixture
-def one_thread():
-    """Small products are slower on many threads, above all if others want them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
 def images(monkeypatch):
-    """Ten classes, each its own half-bright column and noise."""
-    rng = np.random.default_rng(1)
-
-    def some(count):
-        y = np.arange(count) % 10
-        x = rng.random((count, 196), np.float32) / 4
-        x[np.arange(count), y] += 1.5
-        return torch.tensor(x), torch.tensor(y)
-
-    parts = some(55_000), some(500)
+    """Of training and of test."""
+    parts = some_images(55_000, 500)
     monkeypatch.setattr(data, "_images", lambda: parts)
     data.split.cache_clear()
     yield parts

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from strategies.compression.stores import FolderStore
+from strategies.stores import FolderStore
 from tests.e2e.test_deployment import BIN, Federation, wait
 from truststram.engine import run_local
 from truststram.events import Event

@@ -103,6 +103,7 @@ def test_a_full_disk_is_told_and_leaves_the_record_before(tmp_path, monkeypatch)
     with pytest.raises(CheckpointError, match="No space left on device"):
         checkpoint.write(tmp_path, record(2))
     monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 1
     assert checkpoint.latest(tmp_path, ignore).round == 1
 
 

@@ -13,8 +13,7 @@ together are as private as one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -32,6 +31,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from .._logs import quiet
 from ..engine import LocalGrid
 from ..job import Job
 from ..records import pack
@@ -44,7 +44,6 @@ __all__ = [
     "coins_of",
     "play",
     "play_round",
-    "quiet",
     "release",
     "server_of",
 ]
@@ -122,7 +121,7 @@ def play(job: Job, plan: Plan, coins: Bools, label: str = "") -> Round:
     d, size = plan.release.dimension, EXCESS * plan.lattice_clip
     absent = -size if plan.setting.relation == "replace" else None
     parts = []
-    with quiet():
+    with quiet(logging.ERROR):
         grid = LocalGrid(ClientApp(), d)
         for start in range(0, len(coins), d):
             part = coins[start : start + d].tolist()
@@ -217,15 +216,3 @@ def _zeros(d: int) -> Array:
 
 def _ignore(kind: str, **data: Any) -> None:
     """Events of these rounds are nobody's."""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Flower's remarks on every round from standard error."""
-    logger = logging.getLogger("flwr")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

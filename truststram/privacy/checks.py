@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 from flwr.clientapp import ClientApp
 
 from .._locate import app_module
+from .._logs import quiet
 from ..engine import LocalGrid
 from ..job import Job
 from ..techniques import Plan
-from .canaries import Bools, Round, play_round, quiet, release, server_of
+from .canaries import Bools, Round, play_round, release, server_of
 
 __all__ = ["dependence", "off_lattice", "repetition"]
 
@@ -63,7 +65,7 @@ def repetition(job: Job, runs: tuple[Round, Round], coins: Bools) -> list[str]:
     first, second = (run.values[~coins] for run in runs)
     if np.mean(first == second) > MANY:
         found.append("Two runs had the same noise: their difference is in the clear.")
-    with quiet():
+    with quiet(logging.ERROR):
         server = server_of(job.replace({"train.rounds": 2}))
         grid = LocalGrid(ClientApp(), FEW)
         one, two = (play_round(server, r, grid, WIDTH, {}) for r in (1, 2))
@@ -75,5 +77,5 @@ def repetition(job: Job, runs: tuple[Round, Round], coins: Bools) -> list[str]:
 def _small(job: Job, ones: Sequence[int], zeros: Sequence[int]) -> Any:
     """Return the release of a few nodes, some with an update, some with zeros."""
     spikes = {**dict.fromkeys(ones, job.privacy.clip), **dict.fromkeys(zeros, 0.0)}
-    with quiet():
+    with quiet(logging.ERROR):
         return release(job, LocalGrid(ClientApp(), FEW), WIDTH, spikes)

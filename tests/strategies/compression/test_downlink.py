@@ -13,7 +13,7 @@ from strategies.compression.codecs import make_codec
 from strategies.compression.downlink import DOWNLINK, model_hash
 from strategies.compression.follow import followed
 from strategies.compression.messages import STEPS, Ask
-from strategies.compression.stores import ContextStore
+from strategies.stores import ContextStore
 from strategies.update import Model
 from truststram._flower import become_task, make_context
 from truststram.errors import ProtocolError

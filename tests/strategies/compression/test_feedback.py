@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from strategies.compression.codecs import make_codec
 from strategies.compression.feedback import SLOTS, Feedback
-from strategies.compression.stores import ContextStore, FolderStore
+from strategies.stores import ContextStore, FolderStore
 from truststram._flower import become_task, make_context
 
 JOB, SPEC, D = "0" * 32, b"s" * 16, 50

@@ -7,7 +7,7 @@ import pytest
 
 from strategies.compression.messages import STEPS, Ask
 from strategies.compression.mod import compression_mod
-from strategies.compression.stores import ContextStore
+from strategies.stores import ContextStore
 from tests.strategies.compression.rounds import (
     app,
     codes,

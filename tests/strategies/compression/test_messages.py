@@ -22,7 +22,7 @@ from strategies.compression.messages import (
     is_framed,
 )
 from strategies.compression.mod import compression_mod
-from strategies.compression.stores import store_of
+from strategies.stores import store_of
 from strategies.update import Model
 from tests.strategies.compression.updates import LARGEST
 from tests.support.federation import model, reply_content

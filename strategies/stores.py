@@ -27,6 +27,7 @@ from typing import cast
 
 from flwr.app import ConfigRecord, Context
 
+from truststram import durable
 from truststram._flower import in_simulated_node
 from truststram.errors import DataError, ProtocolError
 
@@ -39,7 +40,6 @@ JOB_ID = re.compile(r"[0-9a-f]{32}")
 KEPT_JOBS = 4
 # Seconds after which a partial file that nobody writes to is of a killed process.
 ABANDONED = 600
-FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
 class ContextStore(Store):
@@ -118,19 +118,8 @@ class FolderStore(Store):
             if not self._folder.exists():
                 self._make()
             self._tidy()
-            with os.fdopen(os.open(partial, FLAGS, 0o600), "wb") as file:
-                for part in (head, *parts):
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            folder = os.open(self._folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            durable.replace(path, (head, *parts), partial=partial, mode=0o600)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise DataError(
                 f"The node's state folder {self._node} cannot be written: "
                 f"{error.strerror}. Free space, or set state-path in the node config."

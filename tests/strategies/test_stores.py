@@ -9,9 +9,9 @@ import time
 import numpy as np
 import pytest
 
-from strategies.compression import stores
-from strategies.compression.memory import FIXED, MAGIC
-from strategies.compression.stores import (
+from strategies import stores
+from strategies.memory import FIXED, MAGIC
+from strategies.stores import (
     ContextStore,
     FolderStore,
     node_name,
