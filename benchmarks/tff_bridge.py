@@ -25,7 +25,7 @@ from server_app.checkpoint import load_model
 from tff_bridge import compiler
 from tff_bridge.job import CrossSiloJob
 from tff_bridge.plan import Plan
-from tff_bridge.silo_data import order_of
+from tff_bridge.silo_data import Passes
 from tff_bridge.subprocess_tree import run_bounded
 from truststram.engine import run_local
 from truststram.job import Job, Value
@@ -37,8 +37,10 @@ from truststram.tasks.breast_cancer import BreastCancer
 
 INPUTS = (
     "benchmarks/_tff_native.py",
+    "tff_bridge/batches.py",
     "tff_bridge/client.py",
     "tff_bridge/compile_plan.py",
+    "tff_bridge/execution.py",
     "tff_bridge/leaves.py",
     "tff_bridge/runtime.py",
     "tff_bridge/silo_data.py",
@@ -214,7 +216,9 @@ def native_rounds(
             for number in range(rounds)
         ]
         epochs = settings.train.local_epochs
-        given[f"o{silo}"] = np.stack([order_of(s, len(data), epochs) for s in seeds])
+        given[f"o{silo}"] = np.stack(
+            [np.stack(Passes(s, len(data), epochs)) for s in seeds]
+        )
     np.savez(place / "silos.npz", allow_pickle=False, **given)
     status, output = run_bounded(
         [*compiler.tff_python(), str(NATIVE), str(place)],

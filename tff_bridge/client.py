@@ -39,12 +39,13 @@ from .analytics import Analytics, checked, conflicts
 from .analytics_server import PREPARED as LEAVES
 from .analytics_server import SUMS, numbered, unnumbered
 from .evaluation import Evaluation
+from .execution import require_tensorflow
 from .leaves import Leaves, nbytes, size
 from .part import Part
 from .plan import Plan, read_plan
-from .runtime import SiloRuntime, require_tensorflow
+from .runtime import SiloRuntime
 from .sealed import check_sealed
-from .silo_data import arrays_of, order_of
+from .silo_data import Passes, arrays_of
 from .strategy import PLAN, PREPARED
 from .torch_silo import check_torch
 from .training import Training
@@ -120,7 +121,7 @@ def train(
         See :func:`.silo_data.arrays_of`.
     job : Job
     seed : int
-        Of the order of the examples; see :func:`.silo_data.order_of`.
+        Of the order of the examples; see :class:`.silo_data.Passes`.
     context : Context
         Whose state has the plan.
     simulated : bool
@@ -135,7 +136,7 @@ def train(
         check_sealed(training.sealed, job)
     x, y = arrays_of(data, training.element)
     leaves = runtime.work(
-        *(x, y, order_of(seed, len(x), training.epochs), training.batch_size),
+        *(x, y, Passes(seed, len(x), training.epochs), training.batch_size),
         _prepared(content, training),
         seconds=job.round.deadline,  # an answer after it would be thrown away
     )
@@ -215,8 +216,7 @@ def _once(
     """Return the leaves of ``work`` on every row once, in the order of the data."""
     x, y = arrays_of(data, part.element)
     return runtime.work(
-        *(x, y, np.arange(len(x))[None], part.batch_size, prepared),
-        seconds=job.round.deadline,
+        *(x, y, None, part.batch_size, prepared), seconds=job.round.deadline
     )
 
 

@@ -18,8 +18,9 @@ from .capabilities import check, described, read_for
 from .client import offer
 from .evaluation import Evaluation, why_torch
 from .evaluation_layer import PlanEvaluation
+from .execution import require_tensorflow
 from .plan import Plan
-from .runtime import CoordinatorRuntime, require_tensorflow
+from .runtime import CoordinatorRuntime
 from .sealed_server import SealedServer
 from .strategy import TFFServer
 

@@ -12,17 +12,44 @@ from truststram.errors import DataError
 
 from .manifest import Leaf
 
-__all__ = ["arrays_of", "order_of"]
+__all__ = ["Passes", "arrays_of"]
 
 
-def order_of(seed: int, examples: int, epochs: int) -> NDArray[np.int64]:
-    """Return the order of the examples in every pass, shape (epochs, examples).
+class Passes(Sequence[NDArray[np.int64]]):
+    """The order of the examples in every pass, drawn when it is asked for.
 
     The same as :class:`truststram.tasks.torch_task.TorchTask` draws from this seed, so
-    that torch and TensorFlow silos see the same batches.
+    that torch and TensorFlow silos see the same batches. One pass is in memory.
+
+    Parameters
+    ----------
+    seed, examples, passes : int
     """
-    rng = np.random.default_rng(seed)
-    return np.stack([rng.permutation(examples) for _ in range(epochs)])
+
+    def __init__(self, seed: int, examples: int, passes: int) -> None:
+        self._seed, self._examples, self._passes = seed, examples, passes
+        self._restart()
+
+    def __len__(self) -> int:
+        """Return the number of passes."""
+        return self._passes
+
+    def __getitem__(self, i: int) -> NDArray[np.int64]:  # type: ignore[override]  # no slices
+        """Return the order of pass ``i``, int64 of shape (examples,).
+
+        Passes are asked for one after the other; going back draws again from the first.
+        """
+        if not 0 <= i < self._passes:
+            raise IndexError(i)
+        if i < self._drawn - 1:
+            self._restart()
+        while self._drawn <= i:
+            self._rows = self._rng.permutation(self._examples)
+            self._drawn += 1
+        return self._rows
+
+    def _restart(self) -> None:
+        self._rng, self._drawn = np.random.default_rng(self._seed), 0
 
 
 def arrays_of(

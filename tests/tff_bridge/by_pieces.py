@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from tff_bridge.execution import PieceFunction
 from tff_bridge.plan import Plan
-from tff_bridge.runtime import PieceFunction, SiloRuntime
+from tff_bridge.runtime import SiloRuntime
 from tff_bridge.silo_data import Passes
 from truststram.job import Job
 from truststram.rng import derive_seed

@@ -64,7 +64,7 @@ class Silo:
         """Read no program: numpy stands for it."""
 
     def work(self, x, y, order, batch_size, prepared, seconds=None):
-        assert order.tolist() == [list(range(len(x)))], "each row once, in its order"
+        assert order is None, "each row once, in its order"
         return [
             np.asarray(len(x), np.float32),
             x.sum(0, dtype=np.float32),

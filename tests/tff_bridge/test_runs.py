@@ -20,8 +20,9 @@ from tests.tff_bridge.numpy_plan import (
     numpy_pieces,
     plan_of,
 )
-from tff_bridge import client, runtime, server
+from tff_bridge import client, execution, server
 from tff_bridge.leaves import WorkLayout
+from tff_bridge.silo_data import Passes
 from tff_bridge.strategy import PLAN, PREPARED
 from tff_bridge.training import Training
 from truststram import __version__
@@ -173,7 +174,7 @@ def test_a_file_that_is_no_plan_is_refused_before_the_run(tmp_path, plan, make, 
 
 
 def test_a_server_without_tensorflow_says_so_at_once(tmp_path, plan, monkeypatch):
-    monkeypatch.setattr(runtime, "find_spec", lambda name: None)
+    monkeypatch.setattr(execution, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"server has no TensorFlow.*\[tff\]"):
         go(tmp_path, "run", {"tff.plan": plan})
 
@@ -181,10 +182,10 @@ def test_a_server_without_tensorflow_says_so_at_once(tmp_path, plan, monkeypatch
 def test_silos_without_tensorflow_are_refused_at_registration(
     tmp_path, plan, monkeypatch
 ):
-    require = runtime.require_tensorflow
+    require = execution.require_tensorflow
 
     def missing(who):
-        monkeypatch.setattr(runtime, "find_spec", lambda name: None)
+        monkeypatch.setattr(execution, "find_spec", lambda name: None)
         require(who)
 
     monkeypatch.setattr(client, "require_tensorflow", missing)
@@ -326,9 +327,13 @@ def test_examples_become_the_plans_arrays():
 
 def test_batches_are_those_of_torch_tasks():
     """The same draws as ``TorchTask._fit`` makes: one permutation for each pass."""
-    order = client.order_of(5, 10, 3)
-    rng = np.random.default_rng(5)
-    assert order.tolist() == [rng.permutation(10).tolist() for _ in range(3)]
+    passes, rng = Passes(5, 10, 3), np.random.default_rng(5)
+    expected = [rng.permutation(10).tolist() for _ in range(3)]
+    assert [rows.tolist() for rows in passes] == expected
+    # A plan that reads the data twice has the same passes twice.
+    assert [passes[i].tolist() for i in (0, 1, 1, 0, 2)] == [
+        expected[i] for i in (0, 1, 1, 0, 2)
+    ]
 
 
 def test_a_plan_with_counts_runs_with_the_mean(tmp_path, monkeypatch):

@@ -14,9 +14,10 @@ import pytest
 from server_app.checkpoint import load_model
 from tests.support.runs import model_bytes, run
 from tff_bridge import client
+from tff_bridge.execution import PieceFunction
 from tff_bridge.manifest import Leaf, Piece
 from tff_bridge.plan import read_plan
-from tff_bridge.runtime import CoordinatorRuntime, PieceFunction, SiloRuntime
+from tff_bridge.runtime import CoordinatorRuntime, SiloRuntime
 from tff_bridge.training import Training
 from truststram.errors import RunError
 from truststram.tasks.breast_cancer import BreastCancer

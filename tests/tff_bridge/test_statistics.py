@@ -18,7 +18,8 @@ from .plans import STATISTICS
 
 
 def test_moments_of_unequal_silos_are_those_of_all_data():
-    from tff_bridge.runtime import PieceFunction, SiloRuntime
+    from tff_bridge.execution import PieceFunction
+    from tff_bridge.runtime import SiloRuntime
 
     program = read_plan(STATISTICS).programs["analytics"]
     call = {name: PieceFunction(piece, name) for name, piece in program.pieces.items()}
