@@ -18,11 +18,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from truststram import events
 from truststram.result import RunResult
 from truststram.superlink import LocalSuperLink, processes_of
 
 MARK = "TRUSTSTRAM_TEST_MARK"
+# Seconds. A run takes half a minute, nearly all of it for processes that begin and
+# import torch: on a machine with other work, some minutes.
+LIMIT = 400
 JOB = ["-c", "train.rounds=2", "-c", "train.local-epochs=1", "-c", "run.id=it"]
 
 
@@ -95,7 +97,7 @@ def flower(*arguments: str) -> list[str]:
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=LIMIT)
     return process.returncode, out, err
 
 
@@ -150,20 +152,6 @@ def test_an_unknown_key_starts_nothing(machine, root, tmp_path):
     assert err == "Unknown key train.round. Did you mean train.rounds?\n"
     assert not (tmp_path / "runs").exists()
     assert time.monotonic() - begin < 10
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("threat", ["semi-honest", "malicious"])
-def test_secure_aggregation_runs_on_flower(machine, root, tmp_path, threat):
-    keys = ["-c", "secure.scheme=secagg", "-c", f"secure.threat={threat}"]
-    code, _, err = finished(machine.start(root, *flower(*keys), cwd=tmp_path))
-    assert code == 0, err
-    result = RunResult.read(tmp_path / "runs" / "it")
-    assert [(r.replies, r.rejected) for r in result.rounds] == [(4, 0), (4, 0)]
-    told = events.read(tmp_path / "runs" / "it" / "events.jsonl")
-    sums = [event["clients"] for event in told if event["kind"] == "secure-sum"]
-    assert sums == [4, 4]
-    assert list(machine.tmp.glob("truststram-*")) == []  # keys of the simulation
 
 
 @pytest.mark.slow

@@ -15,27 +15,49 @@ from truststram.result import RunResult
 JOB = ["-c", "train.rounds=2", "-c", "train.local-epochs=1", "-c", "run.id=it"]
 
 
+SUMS = {
+    "bfv": {"secure.scheme": "bfv"},
+    "ckks": {"secure.scheme": "ckks"},
+    "secagg": {"secure.scheme": "secagg"},
+    "malicious": {"secure.scheme": "secagg", "secure.threat": "malicious"},
+    "distributed": {
+        "secure.scheme": "secagg",
+        "privacy.mechanism": "skellam",
+        "privacy.trust": "distributed",
+        "privacy.epsilon": 6,
+    },
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["bfv", "ckks"])
-def test_an_encrypted_job_runs_on_flower(machine: Machine, root, tmp_path, scheme):
+@pytest.mark.parametrize("changes", SUMS.values(), ids=SUMS)
+def test_a_job_with_secure_sums_runs_on_flower(
+    machine: Machine, root, tmp_path, changes
+):
+    keys = [part for key, value in changes.items() for part in ("-c", f"{key}={value}")]
     process = machine.start(
         root,
-        *("run", "--engine", "flower", "--nodes", "4", *JOB),
-        *("-c", f"secure.scheme={scheme}", "-c", f"run.dir={tmp_path}"),
+        *("run", "--engine", "flower", "--nodes", "4", *JOB, *keys),
+        *("-c", f"run.dir={tmp_path}"),
         cwd=tmp_path,
     )
     code, _, err = finished(process)
     assert code == 0, err
     result = RunResult.read(tmp_path / "it")
     assert result.ok
-    assert [report.replies for report in result.rounds] == [4, 4]
+    assert [(r.replies, r.rejected) for r in result.rounds] == [(4, 0), (4, 0)]
     log = events.read(tmp_path / "it" / "events.jsonl")
     kinds = [event["kind"] for event in log]
     assert kinds.count("secure-plan") == 1
     assert kinds.index("secure-plan") < kinds.index("round-started")
     assert [e["clients"] for e in log if e["kind"] == "secure-sum"] == [4, 4]
+    # Every round is paid for, and the noise is planned for just these two.
+    spent = [e["spent"] for e in log if e["kind"] == "privacy-spent"]
+    assert len(spent) == (2 if "privacy.trust" in changes else 0)
+    assert spent == sorted(spent)
+    assert not spent or 3 < spent[-1] <= 6
     # What the processes shared their keys through.
-    assert not list(machine.tmp.glob("truststram-*-secure-*"))
+    assert not list(machine.tmp.rglob("truststram-*-secure-*"))
 
 
 @pytest.mark.slow
