@@ -94,7 +94,8 @@ def _strategy(job: Job, plan: PlanRun | None) -> Strategy:
     """Return the job's layers around its, or its plan's, server step."""
     if plan and plan.alone:
         return plan.strategy
-    return stack.build(job, plan.strategy if plan else None)
+    layers = stack.build(job, plan.strategy if plan else None)
+    return plan.around(layers) if plan else layers
 
 
 def _run(

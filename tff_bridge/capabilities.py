@@ -19,6 +19,7 @@ from .plan import Plan, read_plan
 from .sealed import conflicts as sealed_conflicts
 from .torch_silo import SHARED
 from .training import Training
+from .two_vectors import conflicts as two_vector_conflicts
 
 __all__ = [
     "CAPABILITIES",
@@ -59,9 +60,10 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability(
         "algorithm",
         "mime-lite",
-        False,
-        "compiles; its silos send two vectors, an update and a gradient, and layers "
-        "read one: fed-avg with a server momentum",
+        True,
+        "the server's momentum in each local step; silos send an update and a gradient "
+        "as one vector, which robust.rule, privacy, compression and secure.scheme are "
+        "refused with",
     ),
     Capability("aggregator", "mean", True, "our weighted mean gives TFF's sums"),
     Capability(
@@ -222,8 +224,11 @@ def check(plan: Plan, job: Job) -> Training | Analytics:
         problems += conflicts(job)
     elif found.sealed:
         problems += sealed_conflicts(found.sealed, job)
-    elif found.counts:
-        problems += [line for applies, line in _COUNTING if applies(job)]
+    else:
+        if found.two_vectors:
+            problems += two_vector_conflicts(job)
+        if found.counts:
+            problems += [line for applies, line in _COUNTING if applies(job)]
     if (task := str(plan.job["task.name"])) != job.task.name:
         problems.append(
             f"task.name = {job.task.name}: the plan was compiled for {task}. Set "

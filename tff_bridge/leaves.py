@@ -71,7 +71,8 @@ class WorkLayout:
     leaves : tuple of Leaf
         In the order of the result.
     update : tuple of int
-        The leaves that make the update, in the model's order: float32.
+        The leaves that make the update, in the model's order: float32. Where silos send
+        a second vector (:mod:`.two_vectors`), its leaves follow, in the same order.
     weight : int
         The weight's leaf.
     sums : tuple of int

@@ -30,8 +30,8 @@ class PlanKeys:
     aggregator: str = _key(
         "mean",
         "robust: TFF's zeroing and clipping of long updates; compression: TFF's "
-        "quantisation of large arrays; secure: integers for a secure sum; dp: TFF's "
-        "Gaussian noise",
+        "quantisation of large arrays; secure: integers, metrics and weights included, "
+        "for a run with secure.scheme = secagg; dp: TFF's Gaussian noise",
         *("mean", "robust", "compression", "secure", "dp"),
     )
     zeroing: bool = _key(True, "robust, compression, secure: drop extreme updates")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import ConfigRecord
+from flwr.serverapp.strategy import Strategy
 
 from truststram.errors import ConfigError
 from truststram.job import Job
@@ -23,6 +24,8 @@ from .plan import Plan
 from .runtime import CoordinatorRuntime
 from .sealed_server import SealedServer
 from .strategy import TFFServer
+from .training import Training
+from .two_vectors import TwoVectors, TwoVectorServer
 
 __all__ = ["PlanRun", "load"]
 
@@ -51,6 +54,13 @@ class PlanRun:
         """Whether the strategy is the whole stack."""
         return isinstance(self.strategy, AnalyticsServer)
 
+    def around(self, layers: Strategy) -> Strategy:
+        """Return the job's layers with what the plan needs outside of them."""
+        *_, innermost = stack.walk(layers)
+        if isinstance(innermost, TwoVectorServer):
+            return TwoVectors(layers, innermost.shapes)
+        return layers
+
 
 def load(job: Job, task: Task) -> PlanRun:
     """Return the run of the plan ``job.tff.plan``: of the model of ``task``, or alone.
@@ -69,13 +79,19 @@ def load(job: Job, task: Task) -> PlanRun:
         alone = AnalyticsServer(found, coordinator, **stack.sampling(job))
         return PlanRun(alone, offer(plan), about)
     _check_model(plan, task, job)
-    kind = SealedServer if found.sealed else TFFServer
-    trained = kind(found, coordinator, **stack.sampling(job))
+    trained = _kind(found)(found, coordinator, **stack.sampling(job))
     reason = why_torch(plan, task, job)
     about["evaluation"] = f"torch: {reason}" if reason else "plan"
     if reason:
         return PlanRun(trained, offer(plan), about)
     return PlanRun(_evaluated(trained, plan, task), offer(plan), about)
+
+
+def _kind(training: Training) -> type[TFFServer]:
+    """Return the strategy that reads what silos send."""
+    if training.sealed:
+        return SealedServer
+    return TwoVectorServer if training.two_vectors else TFFServer
 
 
 def _evaluated(trained: TFFServer, plan: Plan, task: Task) -> PlanEvaluation:

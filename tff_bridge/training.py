@@ -47,7 +47,7 @@ class Training(Part):
     def layout(self) -> WorkLayout:
         """What the leaves of ``work`` mean, in a plan that sends an update."""
         sent = self.program.sent
-        update = _places(sent, "update")
+        update = (*_places(sent, "update"), *_places(sent, "gradient"))
         weight = _places(sent, "weight")[-1]
         used = {*update, weight}
         uniform = self.plan.job["tff.weighting"] == "uniform"
@@ -58,6 +58,11 @@ class Training(Part):
             sums=tuple(i for i in range(len(sent)) if i not in used),
             counted=1 if uniform else self.epochs,
         )
+
+    @property
+    def two_vectors(self) -> bool:
+        """Whether silos send gradients beside their updates (mime-lite)."""
+        return not self.sealed and bool(_places(self.program.sent, "gradient"))
 
     @property
     def counts(self) -> bool:
@@ -95,17 +100,16 @@ def _of_update(plan: Plan) -> list[str]:
             "the plan encodes updates by itself, so that no layer could read them. "
             "Compile it without tff.aggregator = compression and set compression.codec"
         ]
-    if _places(sent, "gradient"):
-        return [
-            "mime-lite's silos send two vectors, an update and a gradient, each with "
-            "its own weight; layers read one. Compile fed-avg with server.momentum"
-        ]
     if not program.additive:
         reasons.append("the plan does not add up what silos send")
     shapes = list(plan.parameters.values())
-    update = [sent[i] for i in _places(sent, "update")]
+    update, gradient = (
+        [sent[i] for i in _places(sent, role)] for role in ("update", "gradient")
+    )
     if _kinds(update) != _kinds_of(shapes) or not _places(sent, "weight"):
         reasons.append("the plan's silos do not send an update of the model, weighted")
+    if gradient and _kinds(gradient) != _kinds_of(shapes):
+        reasons.append("the plan's silos send other gradients than the model's")
     if any(size(x) > MAX_SUM for x in sent if x.role in ("metric", "aggregator")):
         reasons.append(
             f"the plan adds up more than {MAX_SUM} numbers beside the update"

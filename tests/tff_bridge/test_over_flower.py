@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 ROUNDS, NODES = 3, 4
 SECURE = {"tff.aggregator": "secure"}
+MIME = {"tff.algorithm": "mime-lite", "train.momentum": 0.9}
 JOBS = {
     "fed-avg": {},
     "uniform": {"tff.weighting": "uniform"},
@@ -32,6 +33,9 @@ JOBS = {
     "yogi": {"server.optimizer": "yogi"},
     "adagrad": {"server.optimizer": "adagrad"},
     "robust": {"tff.aggregator": "robust"},
+    "mime-lite": MIME,
+    "mime-lite, uniform": {**MIME, "tff.weighting": "uniform"},
+    "mime-lite, adam": {**MIME, "server.optimizer": "adam"},
     "secure": SECURE,
     "secure, uniform": {**SECURE, "tff.weighting": "uniform"},
     "secure, no limits": {**SECURE, "tff.zeroing": False, "tff.clipping": False},

@@ -16,7 +16,6 @@ SEALED = [
     leaf(shape, "int64", role="update", slot="bitwidth", limit=2**32)
     for shape in SHAPES.values()
 ]
-GRADIENTS = [leaf(shape, role="gradient") for shape in SHAPES.values()]
 PARAMETERS = [leaf(shape) for shape in SHAPES.values()]
 NOISE = {"mechanism": "gaussian", "noise-multiplier": 1.0, "clip": 1.0}
 
@@ -37,7 +36,6 @@ def test_the_parts_of_a_plan():
         ({"privacy": NOISE}, "not in our ledger.*privacy.mechanism"),
         ({"leaves": [*sent()[:2], *SEALED]}, "a part in clear"),
         ({"leaves": [leaf((3,), "uint8", role="encoded")]}, "compression.codec"),
-        ({"more": GRADIENTS}, "mime-lite"),
         ({"leaves": sent()[:4]}, "an update of the model, weighted"),
         ({"leaves": [*sent()[2:3], *sent()[4:]]}, "an update of the model"),
         ({"more": [leaf((65,), role="metric")]}, "more than 64 numbers"),
