@@ -103,7 +103,8 @@ def inspect(
     typer.echo(f"Operators:  {len(found.ops)}, all allowed")
     if ops:
         typer.echo(f"            {' '.join(found.ops)}")
-    typer.echo(f"Runs here:  {'; '.join(_over_flower(found)) or 'yes'}")
+    needs = f"yes, with {_needs(found)}" if _needs(found) else "yes"
+    typer.echo(f"Runs here:  {'; '.join(_over_flower(found)) or needs}")
     if "train" in found.programs:
         reasons = "; ".join(_evaluation(found))
         words = f"no, silos do with torch: {reasons}" if reasons else "yes"
@@ -165,6 +166,7 @@ def content(plan: Plan) -> dict[str, Any]:
         },
         "ops": list(plan.ops),
         "obstacles": _over_flower(plan),
+        "needs": _needs(plan),
         "evaluation": _evaluation(plan),
     }
 
@@ -215,6 +217,14 @@ def _over_flower(plan: Plan) -> list[str]:
     from .analytics import obstacles
 
     return obstacles(plan)
+
+
+def _needs(plan: Plan) -> str:
+    """Return the setting without which a job with the plan is refused, or nothing."""
+    from .training import Training
+
+    sealed = "train" in plan.programs and Training(plan).sealed
+    return "secure.scheme = secagg" if sealed else ""
 
 
 def _evaluation(plan: Plan) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.tff_bridge.numpy_plan import evaluation, leaf, plan_of
+from tests.tff_bridge.sealed_plan import sealed_plan
 from tff_bridge import compiler
 from tff_bridge.capabilities import CAPABILITIES
 from truststram._plan import full_job
@@ -44,6 +45,15 @@ def test_inspect_says_why_a_plan_is_no_round_of_ours(tmp_path):
     encoded = [leaf((3,), "uint8", role="encoded")]
     plan_of(leaves=encoded).write(tmp_path / "x")
     assert "the plan encodes updates by itself" in tff("inspect", tmp_path / "x").output
+
+
+def test_inspect_says_which_setting_a_plan_needs(tmp_path, path):
+    needed = "secure.scheme = secagg"
+    sealed_plan().write(tmp_path / "x")
+    assert f"Runs here:  yes, with {needed}" in tff("inspect", tmp_path / "x").output
+    found = json.loads(tff("inspect", tmp_path / "x", "--json").output)
+    assert (found["obstacles"], found["needs"]) == ([], needed)
+    assert json.loads(tff("inspect", path, "--json").output)["needs"] == ""
 
 
 def test_inspect_shows_untrusted_names_as_they_are(tmp_path):
