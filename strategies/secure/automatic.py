@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING
 
 from truststram.errors import ConfigError
 
-from .identity import CLIENT, DECRYPTOR, Identity, Roster, read_secret, write_secret
+from .identity import CLIENT, DECRYPTOR, Identity, Roster
+from .private_files import read_secret, write_secret
 
 if TYPE_CHECKING:
     from .keys import JobKey

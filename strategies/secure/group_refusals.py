@@ -32,6 +32,12 @@ GROUPS: tuple[Refusal, ...] = (
         "secure.group-size = 3 or more, or 0 (one sum of all)",
     ),
     Refusal(
+        lambda job: job.secure.regroup and job.secure.group_size == 0,
+        "secure.regroup without secure.group-size",
+        "there are no groups that could change",
+        "secure.group-size = 3 or more, or secure.regroup = false",
+    ),
+    Refusal(
         _too_few,
         "secure.group-size with more attackers than groups can outvote",
         "round.min-nodes / secure.group-size groups must be more than twice robust.f, "
@@ -47,7 +53,7 @@ GROUPS: tuple[Refusal, ...] = (
     Refusal(
         lambda job: _grouped(job) and job.round.fraction < 1,
         "secure.group-size with round.fraction below 1",
-        "groups are fixed for the job, and few would have all their nodes in a round",
+        "groups are made of all nodes, and few would have all of theirs in a round",
         "round.fraction = 1",
     ),
     Refusal(

@@ -1,4 +1,4 @@
-"""Fixed groups: secure sums inside them, a robust rule across their means.
+"""Groups: secure sums inside them, a robust rule across their means.
 
 A robust rule must see several updates, a secure sum shows one. Summing inside groups of
 g clients and judging the groups' means is both (Velicheti, Xia and Koyejo, "Secure
@@ -15,6 +15,23 @@ run, sums in which a node would have been together with more others than the lar
 group has (:meth:`.journal.Journal.together`): with secure aggregation everyone before
 it masks its update, under homomorphic encryption those that decrypt. What is left to a
 server that regroups is what dropouts tell of a group of that size.
+
+Groups that change
+------------------
+``secure.regroup`` draws them anew whenever the model has changed, and says before the
+run what that gives away. In fixed groups the honest neighbours of a malicious node may
+never be heard; in changing ones they are in the rounds in which another group is
+spoilt, and groups that are left out round after round point at who was in all of them
+(the event ``secure-groups`` names their members). WFAgg then keeps no average of past
+rounds, and what events say of ``group-2`` over rounds is about a place, not about the
+same nodes. The price: K clients whose updates
+stay the same are known to the last one after about ``(K - 1) / (K / g - 1)`` rounds,
+by solving linear equations; what differs from round to round is noise to that. Noise
+of differential privacy in each sum (``privacy.trust = distributed``) bounds what can be
+learnt all the same, since its account counts every round's sums, whoever is in them.
+
+While the model stays, so do the groups, whatever the round and also in a run that is
+resumed: of one model no node is in sums with two sets of others (:mod:`.journal`).
 
 What a group costs
 ------------------
@@ -35,7 +52,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from flwr.serverapp.strategy import Strategy
 
@@ -44,6 +61,9 @@ from truststram.job import Job
 
 from ..base import StrategyLayer, walk
 
+if TYPE_CHECKING:
+    from .telling import Telling
+
 __all__ = [
     "LEAST",
     "Groups",
@@ -51,6 +71,7 @@ __all__ = [
     "largest",
     "nodes_for",
     "objection",
+    "of_round",
     "rename",
 ]
 
@@ -61,7 +82,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Groups:
-    """Who is in which group, for the whole job.
+    """Who is in which group.
 
     Attributes
     ----------
@@ -99,13 +120,28 @@ class Groups:
         count = group_count(len(names), size)
         if not count:
             raise ValueError(f"{len(names)} nodes do not make a group of {size}.")
+        return cls._drawn(names, count, job)
 
-        def key(name: str) -> bytes:  # the length keeps job and name apart
-            text = f"{len(job)}:{job}{name}"
+    @classmethod
+    def _drawn(cls, names: Iterable[str], count: int, lot: str) -> Groups:
+        def key(name: str) -> bytes:  # the length keeps lot and name apart
+            text = f"{len(lot)}:{lot}{name}"
             return hashlib.sha256(text.encode()).digest()
 
         order = sorted(names, key=key)
         return cls(tuple(tuple(order[i::count]) for i in range(count)))
+
+    def redrawn(self, model: str) -> Groups:
+        """Divide the same nodes into as many other groups: the same for each model.
+
+        Parameters
+        ----------
+        model : str
+            Hash of the model that a round begins with.
+        """
+        lot = hashlib.sha256(repr((self.members, model)).encode()).hexdigest()
+        names = [name for group in self.members for name in group]
+        return self._drawn(names, len(self), lot)
 
     @classmethod
     def of_job(cls, job: Job, names: Collection[str], run: str) -> Groups:
@@ -230,6 +266,22 @@ def objection(clients: int, size: int, f: int) -> str | None:
         f"{clients} nodes make {count} groups of {size}, and {assumed} malicious ones "
         f"need more than {2 * assumed}: f / K must be below 1 / {2 * size}"
     )
+
+
+def of_round(
+    groups: Groups | None, job: Job, model: str, inner: Strategy, telling: Telling
+) -> Groups | None:
+    """Return the groups of a round, by which the layers inside name nodes from now on.
+
+    With ``secure.regroup`` these are others for another model, and are told.
+    """
+    if groups is None:
+        return None
+    if job.secure.regroup:
+        groups = groups.redrawn(model)
+        telling.groups(groups.state())
+    rename(inner, groups, telling.name_of)
+    return groups
 
 
 def rename(inner: Strategy, groups: Groups, name_of: Callable[[int], str]) -> None:

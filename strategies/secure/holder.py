@@ -97,7 +97,7 @@ def opened(
     slots = terms.slots(header.about)
     values = key.cipher.decrypt(total, slots.size, len(frames))
     slots.read(values, len(frames), label_of(header))
-    if terms.job.secure.group_size:
+    if terms.job.secure.keeps_groups:
         journal.together(run, names, largest_group(terms.job))
     journal.open(request.model, names)
     about = {"part": request.part, "nodes": nodes_hash(frames)}

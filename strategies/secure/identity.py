@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +34,14 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from truststram.errors import ConfigError, ProtocolError
 
+from .private_files import read_secret, write_secret
+
 __all__ = [
     "CLIENT",
     "DECRYPTOR",
     "Identity",
     "Member",
     "Roster",
-    "read_secret",
-    "write_secret",
 ]
 
 CLIENT, DECRYPTOR = "client", "decryptor"
@@ -51,7 +50,6 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 MAGIC = "truststram-identity"
 MAX_MEMBERS = 100_000
 MAX_ROSTER = 16 * 2**20
-MAX_SECRET = 2**20
 # Separates these signatures from any other use of the same key.
 CONTEXT = b"truststram secure sum 1\0"
 
@@ -249,37 +247,3 @@ def _members(path: Path, text: str) -> Iterator[Member]:
             raise ConfigError(
                 f"Roster {path}, line {number}: expected `name role public-key`."
             ) from None
-
-
-def read_secret(path: Path) -> bytes:
-    """Return a file that only its owner may read, as ssh does with its keys.
-
-    Raises
-    ------
-    ConfigError
-        If it is missing, not a file of this user, readable by others or over 1 MiB.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise ConfigError(f"Key file {path}: {error.strerror}.") from None
-    with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
-            raise ConfigError(f"Key file {path} is not a file of this user.")
-        if about.st_mode & 0o077:
-            raise ConfigError(f"Others may read key file {path}: chmod 600 {path}")
-        data = file.read(MAX_SECRET + 1)
-    if len(data) > MAX_SECRET:
-        raise ConfigError(f"Key file {path} is larger than {MAX_SECRET} bytes.")
-    return data
-
-
-def write_secret(path: Path, data: bytes) -> None:
-    """Write a new file with mode 0600; FileExistsError if there is one."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)

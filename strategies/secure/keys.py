@@ -36,8 +36,9 @@ from truststram.job import Job
 
 from . import automatic
 from .he import Cipher
-from .identity import DECRYPTOR, Identity, Roster, read_secret, write_secret
+from .identity import DECRYPTOR, Identity, Roster
 from .parameters import Parameters, choose
+from .private_files import read_secret, write_secret
 from .wire import digest
 
 __all__ = [

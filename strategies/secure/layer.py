@@ -31,7 +31,7 @@ from ..base import StrategyLayer
 from ..server_sgd import ServerSGD
 from .federation import Federation
 from .given import given_by
-from .groups import Groups, rename
+from .groups import Groups, of_round
 from .intake import Intake, Verified
 from .keys import require_seal
 from .mean import mean_of
@@ -99,6 +99,7 @@ class SecureSum(StrategyLayer):
         self.job, self.terms = job, terms_of(job)
         self._federation: Federation | None = None
         self._groups: Groups | None = None
+        self._now: Groups | None = None  # those of the round
         self._told = Told()
         self._request = Request(UPDATE, 0)
         self._telling = Telling(self.emit, self.name_of, 0)
@@ -123,6 +124,9 @@ class SecureSum(StrategyLayer):
         given = given_by(messages)
         if messages:
             self._told.begin(given.model)
+            self._now = of_round(
+                *(self._groups, self.job, given.model, self.inner, self._telling)
+            )
         if messages and not self._groups:  # of groups all nodes are asked anyway
             messages = self._readdressed(messages)
         self._request = Request(
@@ -151,8 +155,8 @@ class SecureSum(StrategyLayer):
             self.job, self.federation, self._request, self.model.spec, self._drop
         )
         sets = [intake.fit(replies)]
-        if self._groups:
-            sets = self._groups.parted(
+        if self._now:
+            sets = self._now.parted(
                 sets[0], self._name_of, lambda one, error: self._drop(one[0], error)
             )
         means = self._means([s for s in sets if self._is_enough(s)], intake)
@@ -177,8 +181,6 @@ class SecureSum(StrategyLayer):
             trains = set(grid.get_node_ids()) - federation.decryptors
             names = list(map(self.name_of, trains))
             self._groups = Groups.settled(self._groups, self.job, names, str(run_id()))
-            if self._groups:
-                rename(self.inner, self._groups, self.name_of)
         return federation
 
     def _readdressed(self, messages: list[Message]) -> list[Message]:

@@ -26,7 +26,7 @@ from ..base import StrategyLayer
 from ..server_sgd import ServerSGD
 from .federation import Federation
 from .given import given_by
-from .groups import Groups, rename
+from .groups import Groups, of_round
 from .integers import runs_of
 from .quantise import Coder
 from .secagg_round import Round
@@ -115,7 +115,9 @@ class SecAggSum(StrategyLayer):
         request = Request(KEYS, server_round, given.model, content=given.content)
         telling = Telling(self.emit, self.name_of, server_round)
         stages = Stages(self._federation, self.settings, request, telling)
-        self._round = Round(stages, self._cohorts(messages, stages), self._cheats)
+        groups = of_round(self._groups, self.job, given.model, self.inner, telling)
+        cohorts = self._cohorts(messages, stages, groups)
+        self._round = Round(stages, cohorts, self._cheats)
         return self._round.begin(messages)
 
     def aggregate_train(
@@ -136,8 +138,6 @@ class SecAggSum(StrategyLayer):
         self._federation = Federation.of(self.job, grid, str(run_id()))
         names = [self.name_of(node) for node in grid.get_node_ids()]
         self._groups = Groups.settled(self._groups, self.job, names, str(run_id()))
-        if self._groups:
-            rename(self.inner, self._groups, self.name_of)
         self.emit(
             "secure-plan",
             scheme=keys.scheme,
@@ -149,14 +149,14 @@ class SecAggSum(StrategyLayer):
             keys="simulated" if self._federation.simulated else "operator",
         )
 
-    def _cohorts(self, messages: Sequence[Message], stages: Stages) -> list[list[int]]:
+    def _cohorts(
+        self, messages: Sequence[Message], stages: Stages, groups: Groups | None
+    ) -> list[list[int]]:
         """Return the nodes of each sum."""
         nodes = [message.metadata.dst_node_id for message in messages]
-        if not self._groups:
+        if not groups:
             return [nodes]
-        return self._groups.parted(
-            nodes, self.name_of, partial(stages.telling.drop, KEYS)
-        )
+        return groups.parted(nodes, self.name_of, partial(stages.telling.drop, KEYS))
 
     def describe(self) -> str:
         """Return one line for the strategy summary."""

@@ -135,7 +135,7 @@ class _Node:
         cohort = self.client.cohort
         request = self.request
         arrays = check_given(self.message, request.model, request.content)
-        if self.settings.job.secure.group_size:
+        if self.settings.job.secure.keeps_groups:
             most = largest_group(self.settings.job)
             self.journal.together(self.run, cohort.names, most)
         if self.settings.job.secure.threat == MALICIOUS:

@@ -23,8 +23,7 @@ from flwr.app import ConfigRecord, Context
 
 from truststram.errors import ProtocolError
 
-from .identity import read_secret
-from .private_files import alone, sync, write
+from .private_files import alone, read_secret, sync, write
 
 __all__ = ["RoundState"]
 

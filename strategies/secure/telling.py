@@ -22,7 +22,8 @@ class Telling:
     emit : callable
         Gets ``secure-stage`` (round, stage, asked, answered, bytes_down, bytes_up),
         ``reply-dropped`` (round, phase, node, code, detail), ``secure-refused``
-        (round, code, detail) and ``secure-sum`` (round, clients, clipped).
+        (round, code, detail), ``secure-sum`` (round, clients, clipped) and
+        ``secure-groups`` (round, groups).
     name_of : callable
         Node id -> stable name.
     round : int
@@ -60,6 +61,10 @@ class Telling:
         self.emit(
             "secure-refused", round=self.round, code=error.code, detail=error.detail
         )
+
+    def groups(self, members: list[list[str]]) -> None:
+        """Tell who is in which group of this round."""
+        self.emit("secure-groups", round=self.round, groups=members)
 
     def sum(self, clients: int, clipped: int, values: int) -> None:
         """Tell that a sum was opened.

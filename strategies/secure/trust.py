@@ -15,6 +15,21 @@ def trust_line(job: Job) -> str:
 
     For a job with a ``secure.scheme``.
     """
+    return _of_sums(job) + (_of_changes(job) if job.secure.regroup else "")
+
+
+def _of_changes(job: Job) -> str:
+    """Return what sums over changing groups give away."""
+    line = (
+        " Groups change with the model (secure.regroup): from their sums the server "
+        "can solve for single nodes' updates, as far as these resemble each other from "
+        "round to round"
+    )
+    return line + (", within the privacy budget." if job.privacy.distributed else ".")
+
+
+def _of_sums(job: Job) -> str:
+    """Return who must collude to see less than a sum."""
     keys = job.secure
     least = f"The server sees sums of at least {keys.min_cohort} nodes"
     if keys.group_size:
