@@ -118,6 +118,13 @@ def _run(
             job.round.join_timeout,
             refuse=lambda node, why: log.append("node-refused", node=node, reason=why),
             offer=plan.offer if plan else None,
+            greeted=lambda asked, answered, down, up: log.append(
+                "plan-offered",
+                nodes=asked,
+                answered=answered,
+                bytes_down=down,
+                bytes_up=up,
+            ),
         )
         if plan:
             pinned = "nobody: simulation" if _is_one_machine(grid) else "each node"

@@ -19,6 +19,7 @@ from truststram import __version__
 from truststram._flower import is_simulation, set_sender
 from truststram.engine import LocalGrid
 from truststram.errors import RunError
+from truststram.records import content_bytes
 
 __all__ = ["NamedGrid", "name_order"]
 
@@ -55,6 +56,9 @@ class NamedGrid(Grid):
         What every node must agree to before it takes part. With it deployed nodes are
         asked too, and a node whose reply was an error is asked again: a restarted one
         has forgotten what it agreed to.
+    greeted : callable, optional
+        ``greeted(asked, answered, bytes_down, bytes_up)`` is told what an offer to some
+        nodes took; a greeting without an offer is part of the simulation.
     """
 
     def __init__(
@@ -66,12 +70,13 @@ class NamedGrid(Grid):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
         offer: ConfigRecord | None = None,
+        greeted: Callable[[int, int, int, int], object] | None = None,
     ) -> None:
         self._grid = grid
         self._min_nodes, self._join_timeout = min_nodes, join_timeout
         self._refuse, self._clock, self._sleep = refuse, clock, sleep
         self._simulated = is_simulation(grid) or isinstance(grid, LocalGrid)
-        self._offer = offer
+        self._offer, self._greeted = offer, greeted
         self._names: dict[int, str] = {}
         self._refused: dict[int, str] = {}
         self._failed: set[int] = set()  # to be asked again
@@ -171,7 +176,11 @@ class NamedGrid(Grid):
         """Ask nodes for their names; silent ones are asked again later."""
         query = RecordDict({"config": self._offer or ConfigRecord()})
         messages = [Message(query, node, MessageType.QUERY) for node in nodes]
-        replies = self._grid.send_and_receive(messages, timeout=timeout)
+        replies = list(self._grid.send_and_receive(messages, timeout=timeout))
+        if self._offer is not None and self._greeted is not None:
+            valid = [r.content for r in replies if r.has_content()]
+            down, up = len(nodes) * content_bytes(query), sum(map(content_bytes, valid))
+            self._greeted(len(nodes), len(valid), down, up)
         answers = {}
         self._silent |= dict.fromkeys(nodes, self._clock())
         for reply in replies:

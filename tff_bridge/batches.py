@@ -2,11 +2,12 @@
 
 Memory
 ------
-TensorFlow copies the arrays if they do not begin where it wants it (at a multiple of 64
-bytes), and a pass in an order of its own is a copy of its rows. Passes of up to
-:data:`AT_ONCE` bytes are copied all together, others one after the other, and only then
-is their order drawn: beside the data there are at most two copies of them, or one and
-:data:`AT_ONCE` bytes.
+TensorFlow keeps a copy of the arrays while the data set is used, and a second one for a
+moment when it takes them; a pass in an order of its own is a copy of its rows. Passes
+of up to :data:`AT_ONCE` bytes are copied all together, others one after the other, and
+only then is their order drawn. So beside the data there are at most three times their
+bytes, however many passes there are; 600,000 digits of 151 MiB took 467 MiB at most for
+one pass and 423 MiB for 20.
 """
 
 from __future__ import annotations

@@ -164,6 +164,8 @@ def alert_line(event: Event) -> str:
             return plan_line(event)
         case "secure-plan":
             return secure_line(event)
+        case "privacy-plan":
+            return str(event.get("warning", ""))
         case "secure-refused":
             return f"secure sum of round {event['round']} refused: {event['detail']}"
     return ""
@@ -290,6 +292,9 @@ def _facts(result: RunResult) -> Iterator[Text]:
     )
     sent, got = moved(up, saved_up), moved(down, saved_down)
     yield Text(f"Sent by nodes: {sent}, to nodes: {got}")
+    if result.offered:
+        offered = moved(result.offered["bytes_down"], 0)
+        yield Text(f"Sent to nodes before the rounds (the plan): {offered}")
     codes: dict[str, int] = {}
     for report in result.rounds:
         for code, count in report.codes.items():

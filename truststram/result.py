@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,6 +127,10 @@ class RunResult:
     computed : dict
         Of a computation with TensorFlow Federated: how many ``silos``, and the
         ``result``, numbers and lists by name. Empty for a training.
+    offered : dict
+        What it took to offer a plan of TensorFlow Federated to nodes before they took
+        part: ``bytes_down`` and ``bytes_up``, of all rounds and resumes. Part of the
+        report's totals, not of a round's bytes. Empty without a plan.
     """
 
     id: str
@@ -143,6 +148,7 @@ class RunResult:
     privacy: dict[str, Any] = field(default_factory=dict)
     final: Metrics = field(default_factory=dict)
     computed: dict[str, Any] = field(default_factory=dict)
+    offered: dict[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -173,6 +179,7 @@ class RunResult:
         rounds: dict[int, RoundReport] = {}
         defence, privacy, final = Defence(), dict[str, Any](), Metrics()
         computed: dict[str, Any] = {}
+        offered: Counter[str] = Counter()
         for event in log:
             defence.add(event)
             match event["kind"]:
@@ -194,6 +201,8 @@ class RunResult:
                     final = event["metrics"]
                 case "tff-result":
                     computed = {k: event[k] for k in ("silos", "result")}
+                case "plan-offered":
+                    offered.update({k: event[k] for k in ("bytes_down", "bytes_up")})
                 case "run-finished":
                     end = event
         if "spent" in privacy and max(rounds, default=0) < privacy["rounds"]:
@@ -214,6 +223,7 @@ class RunResult:
             privacy=privacy,
             final=final,
             computed=computed,
+            offered=dict(offered),
         )
 
     def report(self) -> dict[str, Any]:
@@ -221,8 +231,9 @@ class RunResult:
         content = dataclasses.asdict(self)
         content["dir"] = str(self.dir)
         content["metrics"] = self.metrics
-        content["bytes_up"] = sum(r.bytes_up for r in self.rounds)
-        content["bytes_down"] = sum(r.bytes_down for r in self.rounds)
+        for name in ("bytes_up", "bytes_down"):
+            moved = sum(getattr(r, name) for r in self.rounds)
+            content[name] = moved + self.offered.get(name, 0)
         content["saved_up"] = sum(r.saved_up for r in self.rounds)
         content["saved_down"] = sum(r.saved_down for r in self.rounds)
         content["rejected"] = sum(r.rejected for r in self.rounds)

@@ -35,6 +35,7 @@ from truststram.errors import (
     RunError,
 )
 from truststram.job import Job
+from truststram.progress import summary
 from truststram.records import pack
 from truststram.result import RunResult
 from truststram.tasks import register_task
@@ -88,6 +89,30 @@ def test_a_plan_gives_the_torch_jobs_model_and_tells_its_story(tmp_path, plan):
     [event] = events(tmp_path / "tff", "tff-plan")
     assert event["plan"] == plan_of().sha256
     assert (event["algorithm"], event["pinned"]) == ("fed-avg", "nobody: simulation")
+
+
+def test_the_bytes_of_the_offered_plan_are_told(tmp_path, plan):
+    found = go(tmp_path, "tff", {"tff.plan": plan})
+    [event] = events(tmp_path / "tff", "plan-offered")
+    assert (event["nodes"], event["answered"]) == (5, 5)
+    size = 5 * len(plan_of().to_bytes())
+    assert size < event["bytes_down"] < size + 5 * 200
+    assert found.offered == {k: event[k] for k in ("bytes_down", "bytes_up")}
+    of_rounds = sum(r.bytes_down for r in found.rounds)
+    assert max(r.bytes_down for r in found.rounds) < size, "no round has them"
+    assert found.report()["bytes_down"] == of_rounds + event["bytes_down"]
+    shown = "\n".join(str(part) for part in summary(found).renderables[1:])
+    assert "before the rounds (the plan): " in shown
+    # A continued run offers it again.
+    more = {"tff.plan": plan, "train.rounds": 4, "run.resume": "tff"}
+    assert go(tmp_path, "tff", more).offered["bytes_down"] == 2 * event["bytes_down"]
+
+
+def test_without_a_plan_nothing_is_offered(tmp_path):
+    found = go(tmp_path, "torch", {})
+    assert (found.offered, events(tmp_path / "torch", "plan-offered")) == ({}, [])
+    of_rounds = sum(r.bytes_down for r in found.rounds)
+    assert found.report()["bytes_down"] == of_rounds
 
 
 def test_torch_and_plan_silos_reach_the_same_weights(tmp_path, plan, monkeypatch):
