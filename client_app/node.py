@@ -72,7 +72,13 @@ def permit(job: Job, context: Context) -> None:
 
     With any of the last three, a job without a secure sum is refused (unless
     ``secure-schemes`` lists ``none``), and so is one that leaves arrays in clear
-    (``secure.layers``). Who holds a job's key is fixed by the key files that the
+    (``secure.layers``), and one whose groups change (``secure.regroup``), since the
+    server can then solve for single updates, unless
+
+    ``secure-regroup``
+        is true.
+
+    Who holds a job's key is fixed by the key files that the
     operator put on the node (:mod:`strategies.secure.keys`).
 
     Trusted all the same: the app, which is the code that checks this and which Flower
@@ -145,6 +151,12 @@ def _permit_secure(keys: SecureKeys, config: Mapping[str, Value]) -> None:
     if keys.layers:
         raise ConfigError(
             "The job leaves arrays in clear (secure.layers); this node allows none."
+        )
+    if keys.regroup and str(config.get("secure-regroup")).lower() != "true":
+        raise ConfigError(
+            "The job sums over groups that change (secure.regroup), which may give "
+            "single updates away; this node asks for secure-regroup = true in its "
+            "config."
         )
 
 

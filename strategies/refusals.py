@@ -7,6 +7,7 @@ on every node.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 from truststram.errors import ConfigError
 from truststram.job import Job
@@ -20,9 +21,9 @@ from .refusal import Refusal
 from .robust.make import OF_CLIENTS, make_rule
 from .robust.rule import AUTO, Rule
 from .secure.group_refusals import GROUPS
-from .secure.sizes import least_nodes
 from .secure.refusals import SECURE
 from .secure.secagg_refusals import MASKED
+from .secure.sizes import least_nodes
 from .tff import TFF
 
 __all__ = ["REFUSALS", "Refusal", "check", "rule_of", "watched"]
@@ -33,9 +34,11 @@ def rule_of(job: Job) -> Rule:
     keys = job.robust
     name = "wfagg" if keys.rule == "mean" else keys.rule
     rng = derive(job.run.seed, "bucketing")
-    options = {}
+    options: dict[str, Any] = {}
     if name == "wfagg" and job.secure.group_size:  # rows are means of groups
         options["temporal"] = False
+        if job.secure.regroup:  # and those of one name are not of the same nodes
+            options["ema"] = 0.0
     return make_rule(name, max(keys.f, 0), keys.pre, rng=rng, **options)
 
 

@@ -213,6 +213,12 @@ class SecureKeys:
         *("clients", "decryptor"),
     )
     group_size: int = _key(0, "secure sums inside groups of this size; 0: all", low=0)
+    regroup: bool = _key(
+        False,
+        "other groups whenever the model has changed, so that honest nodes are not "
+        "left out for good with a malicious neighbour; from sums over changing groups "
+        "the server can solve for single nodes' updates, as these resemble each other",
+    )
     min_cohort: int = _key(
         3, "smallest number of nodes in a sum; below it nothing is decrypted", low=3
     )
@@ -253,6 +259,11 @@ class SecureKeys:
     def on(self) -> bool:
         """Whether sums are hidden from the server."""
         return self.scheme != "none"
+
+    @property
+    def keeps_groups(self) -> bool:
+        """Whether there are groups that are fixed for the run."""
+        return self.group_size > 0 and not self.regroup
 
 
 @dataclass(frozen=True)

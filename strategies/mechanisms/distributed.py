@@ -25,6 +25,43 @@ by 2 C in L2. V is calibrated to that by :mod:`..accounting.skellam`.
 Survivors and colluders: with ``secure.min-cohort`` the least number of clients in a sum
 and ``secure.colluders`` those that tell the server their own updates and noise,
 ``h = min-cohort - colluders``.
+
+Sums inside groups
+------------------
+With ``secure.group-size`` a round has several sums, each with the noise above: h is
+then the least number of honest survivors of a *group*. The account is that of one sum a
+round. A client is in one group in a round, and which one follows from public names, so
+neighbours (``replace``) differ in one term of one sum. The other sums have the same
+distribution for both, and what is independent of where they differ adds no divergence:
+parallel composition over disjoint groups (McSherry, "Privacy Integrated Queries",
+SIGMOD 2009). It needs no bound on the number of groups, and groups may be others in
+every round as long as that does not depend on data. Who drops out is public, here as in
+one sum, and taken not to depend on data. Everything behind the sums (groups that are
+discarded, the rule across their means, the guard) reads nothing but them.
+
+What groups cost is noise: the variance of the mean of all group means, of K clients, is
+``V / (h K)``, with h at most the size of a group; in one sum h may be K. What they are
+good for is one thing. Data that are poisoned gain nothing in a clipped, noisy sum. But
+what a malicious node sends need not be clipped: there is room for 13 standard
+deviations of noise on every coordinate, which nobody can tell from noise in one sum.
+Across groups WFAgg can, if their means are not all noise. Measured with 200 nodes
+(softmax regression on digits, IID, 10 rounds, delta 1e-5, all nodes must answer), the
+accuracy with 0, 1 and 2 nodes that send the largest integers against their update, and
+the noise of a group's mean over the longest mean:
+
+==========  ==================  ==================  ==================
+epsilon     one sum             5 groups of 40      10 groups of 20
+==========  ==================  ==================  ==================
+8           0.90, 0.51, 0.31    0.80, 0.73, 0.58    0.68, 0.55, 0.27
+..                              2.6 times           5.1 times
+20          0.93, 0.87, 0.71    0.88, 0.88, 0.88    0.86, 0.85, 0.84
+..                              1.3 times           2.5 times
+==========  ==================  ==================  ==================
+
+From about 2.5 down WFAgg leaves spoilt groups out in at least eight rounds of ten.
+Of honest groups it left out up to 2 % of ten, up to 12 % of five, and one of three. The
+coordinate-wise median, the trimmed mean and the geometric median did worse than one sum
+throughout.
 """
 
 from __future__ import annotations
@@ -43,13 +80,16 @@ from ..accounting.ledger import Ledger
 from .lattice import CLIP_BITS, MOST_BITS, Lattice
 from .skellam import LEAST_VARIANCE, delta_slack, epsilon_slack, tail
 
-__all__ = ["DistributedPlan", "distributed_plan"]
+__all__ = ["DistributedPlan", "distributed_plan", "groups_of", "warning"]
 
 # Rounding toward zero moves a dense update of norm C by at most C * 2**-FINER.
 FINER = 6
 LEAST_BITS = 10
 # A value that does not fit is drawn less often than this in a round of all clients.
 OVERFLOW = 2.0**-64
+# Robust rules across groups whose means have more noise than so many times the longest
+# mean miss malicious nodes: measured, see above.
+JUDGED = 2.5
 # The samplers' error in delta grows with exp(epsilon).
 MOST_EPSILON = 20.0
 
@@ -62,7 +102,8 @@ class DistributedPlan:
     ----------
     release : Release
         Of every round. Its scale is the least standard deviation of the honest
-        clients' noise in a sum, in clips: ``sqrt(V) / units``.
+        clients' noise in a sum (of one group, where there are groups), in clips:
+        ``sqrt(V) / units``.
     rounds : int
     on : Lattice
         Of updates: C and the step.
@@ -105,6 +146,29 @@ class DistributedPlan:
         """Return the standard deviation of the noise in a sum, in clips."""
         return math.sqrt(clients * self.share) / self.on.units
 
+    def mean_std(self, clients: int, groups: int = 1) -> float:
+        """Return the standard deviation of the noise in the clients' mean, in clips.
+
+        With ``groups`` that is the mean of the means of so many, whose sizes differ by
+        at most one. Rules hand on other things, but none that is unbiased has less.
+        """
+        size, larger = divmod(clients, groups)
+        inverse = (groups - larger) / size + larger / (size + 1)
+        return math.sqrt(self.share * inverse) / groups / self.on.units
+
+    def ratio(self, clients: int, groups: int = 1) -> float:
+        """Return the length of that noise over the longest mean that there can be."""
+        return self.mean_std(clients, groups) * math.sqrt(self.release.dimension)
+
+    def group_for(self, ratio: float, colluders: int) -> int:
+        """Return the smallest group whose mean has at most this :meth:`ratio`.
+
+        If all its clients must answer: ``secure.min-cohort`` is its size, n, and
+        ``n (n - colluders) >= scale^2 d / ratio^2``.
+        """
+        least = self.release.scale**2 * self.release.dimension / ratio**2
+        return math.ceil(colluders / 2 + math.sqrt(colluders**2 / 4 + least))
+
     def levels(self, clients: int) -> list[dict[str, Any]]:
         """Return the noise in sums of so many clients as JSON values, for events."""
         std = float(f"{self.std(clients):.6g}")
@@ -120,6 +184,27 @@ class DistributedPlan:
             trust="distributed",
             reserve=self.reserve,
         )
+
+
+def groups_of(job: Job, nodes: int) -> int:
+    """Return how many sums a round of so many nodes has."""
+    size = job.secure.group_size
+    return max(1, nodes // size) if size else 1
+
+
+def warning(plan: DistributedPlan, job: Job, nodes: int) -> str:
+    """Return what makes groups useless under this noise, or an empty text."""
+    found = plan.ratio(nodes // groups_of(job, nodes))
+    if not job.secure.group_size or found <= JUDGED:
+        return ""
+    size = plan.group_for(JUDGED, job.secure.colluders)
+    return (
+        f"The noise in the mean of a group is {found:.3g} times the longest mean there "
+        f"can be; robust rules miss malicious nodes above {JUDGED:g}. Groups of {size} "
+        f"that all answer (secure.group-size = secure.min-cohort = {size}) have that; "
+        "fewer rounds or a larger privacy.epsilon need less, and one sum of all nodes "
+        "(secure.group-size = 0) is the least noisy."
+    )
 
 
 @lru_cache(maxsize=8)

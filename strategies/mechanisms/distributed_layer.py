@@ -21,7 +21,7 @@ from ..accounting.ledger import Ledger
 from ..base import StrategyLayer, walk
 from ..server_sgd import ServerSGD
 from ..update import Model
-from .distributed import DistributedPlan, distributed_plan
+from .distributed import DistributedPlan, distributed_plan, groups_of, warning
 from .exhausted import exhausted
 from .plan import MOST_RATE, RATE
 
@@ -48,6 +48,11 @@ class DistributedDP(StrategyLayer):
     ledger is what the report of the run tells. A round in which nodes were asked is
     charged, also if no sum came out. Against another client, which knows its own share
     of the noise, the guarantee holds with ``secure.colluders`` at least 1.
+
+    With ``secure.group-size`` a round is charged as the sum of one group: a node is in
+    one (:mod:`.distributed`). What the rule inside makes of the groups' means is
+    computed from nothing else. Malicious nodes may leave their noise out, too, so that
+    ``secure.colluders`` must be at least ``robust.f``.
 
     Events
     ------
@@ -91,6 +96,7 @@ class DistributedDP(StrategyLayer):
         if self._asked:
             plan, ledger = self._begin()
             ledger.charge(plan.release)
+            groups = groups_of(self.job, self._asked)
             self.emit(
                 "privacy-spent",
                 round=server_round,
@@ -98,7 +104,7 @@ class DistributedDP(StrategyLayer):
                 spent=round(ledger.spent(), 6),
                 delta=ledger.delta,
                 clip=plan.on.clip,
-                noise=float(f"{plan.std(self._asked):.6g}"),
+                noise=plan.levels(self._asked // groups)[0]["std"],
             )
         return super().aggregate_train(server_round, replies)
 
@@ -120,7 +126,8 @@ class DistributedDP(StrategyLayer):
         self._cohort = self._cohort or self._asked
         if self._told or not self._cohort:
             return
-        rate = min(MOST_RATE, RATE * self._cohort / plan.std(self._cohort))
+        groups = groups_of(self.job, self._cohort)
+        rate = min(MOST_RATE, RATE / plan.mean_std(self._cohort, groups))
         optimizer = list(walk(self))[-1]
         if self.job.server.lr == 0 and isinstance(optimizer, ServerSGD):
             optimizer.lr = rate
@@ -150,11 +157,10 @@ def described(
     plan: DistributedPlan, job: Job, nodes: int, rate: float
 ) -> dict[str, Any]:
     """Return a plan for an event: numbers, and the guarantee in words."""
-    release, keys = plan.release, job.privacy
-    std = plan.std(nodes)
+    release, keys, groups = plan.release, job.privacy, groups_of(job, nodes)
     return {
         "mechanism": release.mechanism,
-        "levels": plan.levels(nodes),
+        "levels": plan.levels(nodes // groups),
         "unit": "client",
         "relation": release.relation,
         "trust": "distributed",
@@ -167,6 +173,17 @@ def described(
         "honest": plan.honest,
         "colluders": job.secure.colluders,
         "server-rate": job.server.lr or float(f"{rate:.4g}"),
-        "noise-to-signal": float(f"{std * release.dimension**0.5 / nodes:.4g}"),
+        "noise-to-signal": float(f"{plan.ratio(nodes, groups):.4g}"),
+        **(_of_groups(plan, job, nodes) if job.secure.group_size else {}),
         "secure-noise": not keys.insecure,
+    }
+
+
+def _of_groups(plan: DistributedPlan, job: Job, nodes: int) -> dict[str, Any]:
+    """Return how many sums a round has, and the noise of what the rule inside sees."""
+    groups = groups_of(job, nodes)
+    return {
+        "groups": groups,
+        "group-noise-to-signal": float(f"{plan.ratio(nodes // groups):.4g}"),
+        "warning": warning(plan, job, nodes),
     }

@@ -50,11 +50,16 @@ DISTRIBUTED: tuple[Refusal, ...] = (
         "privacy.trust = distributed, or privacy.mechanism = gaussian",
     ),
     Refusal(
-        lambda job: _is_shared(job) and job.secure.group_size > 0,
-        "privacy.trust = distributed with secure.group-size",
-        "the sum of each group needs all the noise, which blinds the robust rule that "
-        "groups are for",
-        "secure.group-size = 0",
+        lambda job: (
+            _is_shared(job)
+            and job.secure.group_size > 0
+            and job.robust.f > job.secure.colluders
+        ),
+        "privacy.trust = distributed with robust.f above secure.colluders",
+        "a malicious node may leave out its share of the noise, and all of them may be "
+        "in one group",
+        "secure.colluders of at least robust.f (which secure.min-cohort must exceed by "
+        "3), or robust.f = -1 (automatic) where they are trusted to add noise",
     ),
     Refusal(
         lambda job: _is_shared(job) and job.secure.clip != SecureKeys().clip,

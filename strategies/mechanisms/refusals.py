@@ -32,6 +32,7 @@ PRIVACY: tuple[Refusal, ...] = (
     Refusal(
         lambda job: (
             _is_local(job)
+            and not job.privacy.distributed
             and job.privacy.unit == "client"
             and job.robust.rule != "mean"
         ),

@@ -15,6 +15,7 @@ NONE = {"secure.scheme": "none"}
 SECAGG = {"secure.scheme": "secagg", "secure.min-cohort": 10}
 MALICIOUS = {**SECAGG, "secure.threat": "malicious"}
 BFV = {"secure.scheme": "bfv"}
+CHANGING = {**SECAGG, "secure.group-size": 10, "secure.regroup": True}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,13 @@ BFV = {"secure.scheme": "bfv"}
         ({"secure-min-cohort": 3}, NONE, "no secure sum"),
         ({"secure-schemes": "none", "secure-min-cohort": 3}, NONE, "no secure sum"),
         ({"secure-schemes": "bfv"}, {**BFV, "secure.layers": "fc*"}, "in clear"),
+        ({}, CHANGING, None),
+        ({"secure-schemes": "secagg"}, CHANGING, "secure-regroup = true"),
+        ({"secure-threat": "semi-honest"}, CHANGING, "secure-regroup = true"),
+        ({"secure-min-cohort": 10}, CHANGING, "secure-regroup = true"),
+        ({"secure-schemes": "secagg", "secure-regroup": True}, CHANGING, None),
+        ({"secure-schemes": "secagg", "secure-regroup": "true"}, CHANGING, None),
+        ({"secure-schemes": "secagg", "secure-regroup": "false"}, CHANGING, "groups"),
     ],
 )
 def test_a_job_below_what_the_operator_pinned_is_refused(pins, job, reason):

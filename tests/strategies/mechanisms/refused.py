@@ -23,9 +23,13 @@ REFUSED: dict[str, dict[str, object]] = {
         "privacy.mechanism": "gaussian",
     },
     "privacy.mechanism = skellam without": {"privacy.mechanism": "skellam"},
-    "privacy.trust = distributed with secure.group-size": {
+    "privacy.trust = distributed with robust.f above secure.colluders": {
         **SHARES,
-        "secure.group-size": 3,
+        "secure.group-size": 4,
+        "secure.min-cohort": 4,
+        "secure.colluders": 1,
+        "robust.rule": "wfagg",
+        "robust.f": 2,
     },
     "secure.clip with privacy.trust": {**SHARES, "secure.clip": 0.5},
     "privacy.trust = distributed with privacy.evaluate": {

@@ -12,6 +12,10 @@ GROUPED = {
 # Start of the refusal's line -> settings of a job that it must refuse.
 REFUSED: dict[str, dict[str, object]] = {
     "secure.group-size below 3": {**GROUPED, "secure.group-size": 2},
+    "secure.regroup without secure.group-size": {
+        "secure.scheme": "secagg",
+        "secure.regroup": True,
+    },
     "secure.group-size with more attackers": {
         **GROUPED,
         "round.min-nodes": 20,
