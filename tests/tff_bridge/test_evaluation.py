@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from client_app.main import app
 from tests.support.runs import run
 from tests.support.task import TinyTask
+from tests.tff_bridge.mime_plan import MimeCoordinator, MimeSilo, mime_plan
 from tests.tff_bridge.numpy_plan import (
     SUMS,
     NumpyCoordinator,
     NumpySilo,
     evaluation,
     events,
+    is_evaluation,
     leaf,
     numpy_pieces,
     plan_of,
@@ -295,3 +297,19 @@ def test_an_evaluation_that_counts_nothing_is_an_error(plan):
     nothing = [np.zeros((), kind) for kind in SUMS.values()]
     with pytest.raises(RunError, match="counted no example"):
         Evaluation.of(plan).metrics(nothing)
+
+
+def test_a_plan_with_two_vectors_evaluates_too(tmp_path, monkeypatch):
+    """The layers' second vector is no part of the model that silos evaluate."""
+
+    def silo(program):
+        return (NumpySilo if is_evaluation(program) else MimeSilo)(program)
+
+    def coordinator(program):
+        kind = NumpyCoordinator if is_evaluation(program) else MimeCoordinator
+        return kind(program)
+
+    for _ in numpy_pieces(monkeypatch, silo, coordinator):
+        found = go(tmp_path, "run", ASK, mime_plan(evaluate=evaluation()))
+    assert found.metrics["accuracy"] > 0.9
+    assert [r.codes for r in found.rounds] == [{}, {}]
