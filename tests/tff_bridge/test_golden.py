@@ -14,12 +14,17 @@ import torch
 from scipy.stats import kstest
 from torch import nn
 
+from server_app.checkpoint import load_model
+from tests.support.runs import run
 from tff_bridge import compiler
+from tff_bridge.evaluation import Evaluation
 from tff_bridge.job import CrossSiloJob, read_job
 from tff_bridge.plan import read_plan
 from tff_bridge.subprocess_tree import run_bounded
 from tff_bridge.trace import trace
 from truststram.errors import ConfigError
+from truststram.tasks import register_task
+from truststram.tasks.torch_task import Examples, TorchTask
 
 from .models import MODELS, Mlp
 from .plans import BREAST_CANCER, SECURE, STATISTICS
@@ -29,8 +34,17 @@ pytestmark = pytest.mark.slow
 ROUNDS = 3
 # Unequal, and not multiples of the batch.
 SILOS = (33, 8, 61, 20)
-BASE = {"train.lr": 0.1, "train.local-epochs": 2, "train.batch-size": 16}
+BASE = {
+    "task.name": "golden",
+    "train.lr": 0.1,
+    "train.local-epochs": 2,
+    "train.batch-size": 16,
+}
+# The order of a silo's examples, which nodes draw, then does not matter.
+ONE_BATCH = {**BASE, "train.batch-size": 64}
 SGD = {"tff.algorithm": "fed-sgd", "train.batch-size": 16, "server.lr": 0.5}
+SECURE_SUMS = {"tff.aggregator": "secure"}
+NO_LIMITS = {"tff.zeroing": False, "tff.clipping": False}
 DP = {"tff.aggregator": "dp", "tff.clip": 0.3, "tff.clients-per-round": 4}
 JOBS = {
     "fed-avg": BASE,
@@ -44,7 +58,9 @@ JOBS = {
     "adagrad": {**BASE, "server.optimizer": "adagrad"},
     "robust": {**BASE, "tff.aggregator": "robust"},
     "compression": {**BASE, "tff.aggregator": "compression"},
-    "secure": {**BASE, "tff.aggregator": "secure"},
+    "secure": {**BASE, **SECURE_SUMS},
+    "secure, one batch": {**ONE_BATCH, **SECURE_SUMS},
+    "secure, no limits": {**ONE_BATCH, **SECURE_SUMS, **NO_LIMITS},
     "dp without noise": {**BASE, **DP},
 }
 OTHERS = {kind.__name__: kind for kind in MODELS if kind is not Mlp}
@@ -164,6 +180,57 @@ def test_a_plan_does_what_tff_does(compiled, name):
     print(f"{name}: max |dw| to TFF's executor {worst:.1e}")
     moved = distance(weights, plan.weights.values())
     assert moved > 1e-3, "training changed nothing"
+
+
+class Golden(TorchTask):
+    """The silos of this file as the nodes of a federation."""
+
+    def model(self, job, seed):
+        return model("secure")
+
+    def train_data(self, job, node):
+        x, y = silos("secure")[node.partition]
+        return Examples(torch.tensor(x), torch.tensor(y))
+
+    def test_data(self, job, node):
+        return None
+
+
+@pytest.mark.parametrize("name", ["secure, one batch", "secure, no limits"])
+def test_masked_sums_over_flower_do_what_tff_does(compiled, name, tmp_path):
+    """The whole round: messages, masks, exact sums; TFF adds up in clear."""
+    plan, native = compiled[name]
+    register_task("golden", Golden)
+    plan.write(tmp_path / "job.tffplan")
+    keys = {"tff.plan": str(tmp_path / "job.tffplan"), "secure.scheme": "secagg"}
+    settings = {**ONE_BATCH, **keys, "train.rounds": ROUNDS}
+    assert run(tmp_path, "run", settings, nodes=len(SILOS)).ok
+    found = load_model(tmp_path / "run" / "model.safetensors")
+    weights = [found[name].numpy() for name in plan.weights]
+    worst = distance(weights, [native[f"{ROUNDS}-{i}"] for i in range(len(weights))])
+    assert worst <= TO_NATIVE
+    print(f"{name}: max |dw| under masks to TFF's executor {worst:.1e}")
+    assert distance(weights, plan.weights.values()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["fed-avg", "Cnn", "fed-sgd", "secure"])
+def test_a_plan_evaluates_as_tff_does(compiled, name):
+    """On the data of training, which TFF's executor has, in passes of one batch."""
+    from tff_bridge.runtime import CoordinatorRuntime, SiloRuntime
+
+    plan, native = compiled[name]
+    part = Evaluation.of(plan)
+    silo, server = SiloRuntime(part.program), CoordinatorRuntime(part.program)
+    weights = [native[f"{ROUNDS}-{i}"] for i in range(len(plan.weights))]
+    terms = []
+    for x, y in silos(name):
+        leaves = silo.work(x, y, None, part.batch_size, weights)
+        terms.append(part.sums(part.metrics(leaves)))
+    found = server.result(server.init(), part.total(terms))
+    for metric in ("loss", "accuracy"):
+        ours, theirs = found[part.finished[metric]], native[f"evaluation-{metric}"]
+        assert abs(ours - theirs) <= TO_NATIVE
+        print(f"{name}: {metric} {ours:.6f}, to TFF's {abs(ours - theirs):.1e}")
 
 
 def distance(ours, theirs):
