@@ -83,8 +83,9 @@ def _obstacles(plan: Plan) -> list[str]:
     program, reasons = plan.programs["analytics"], []
     if any(leaf.slot != "accumulate" for leaf in program.sent):
         reasons.append(
-            "the computation asks for a secure sum of integers, which is not there for "
-            "plans. Use tff.federated_sum; the server then sees each silo's sums"
+            "the computation asks for a secure sum of integers, which is there for "
+            "training only. Use tff.federated_sum; the server then sees every silo's "
+            "sums"
         )
     data = program.pieces["work"].inputs[: program.data]
     if program.data != 1 or len(data[0].elements) != 2:

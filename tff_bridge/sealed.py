@@ -19,9 +19,10 @@ Guarantees
 ----------
 Those of the secure sum, for everything that a silo sends. The weight of a silo is one
 of its integers: silos weigh as the plan says, and a malicious one may choose any weight
-and any update within the plan's ranges. Nothing else can look at the values, so layers
-that read updates are refused (:func:`conflicts`), on the server before the run and in
-the silo before it agrees to the plan and before it answers.
+and any update within the plan's ranges (TFF's are 2^20 - 1 for weights and metrics; it
+clips what is beyond, and metrics called ``...-clipped-count`` tell). Nothing else looks
+at the values: layers that read updates are refused (:func:`conflicts`), on the server
+before the run and in the silo before it agrees to the plan and before it answers.
 """
 
 from __future__ import annotations
