@@ -26,7 +26,7 @@ from flwr.serverapp.strategy import Strategy
 
 from truststram.errors import RunError
 from truststram.events import EventLog
-from truststram.exchange import Exchange, Phase
+from truststram.exchange import RUN, Exchange, Phase
 from truststram.job import Job
 from truststram.result import Metrics, RoundReport, better
 from truststram.rng import derive_seed
@@ -162,7 +162,7 @@ class RoundLoop:
     def _train(
         self, number: int, arrays: ArrayRecord
     ) -> tuple[Phase, ArrayRecord | None, MetricRecord | None]:
-        config = ConfigRecord({"server-round": number})
+        config = self._config(number)
         arrays = ArrayRecord(dict(arrays))  # some strategies consume their record
         with self._seeded("train", number):
             messages = list(
@@ -178,6 +178,10 @@ class RoundLoop:
         phase = self._exchange(messages, self._progress("train", number))
         new, metrics = self._strategy.aggregate_train(number, phase.replies)
         return phase, new, metrics
+
+    def _config(self, number: int) -> ConfigRecord:
+        """Return what every message of a round says beside the model."""
+        return ConfigRecord({"server-round": number, RUN: self._folder.id})
 
     def _evaluated(self, number: int, arrays: ArrayRecord) -> tuple[Phase, Metrics]:
         """Evaluate on the server, the clients or both, as the job says."""
@@ -204,7 +208,7 @@ class RoundLoop:
                 layer.observe(number, metrics)
 
     def _ask_clients(self, number: int, arrays: ArrayRecord) -> tuple[Phase, Metrics]:
-        config = ConfigRecord({"server-round": number})
+        config = self._config(number)
         with self._seeded("evaluate", number):
             messages = list(
                 self._strategy.configure_evaluate(number, arrays, config, self._grid)

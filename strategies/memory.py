@@ -21,7 +21,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,16 @@ class Store(ABC):
 
     def __init__(self) -> None:
         self.damaged: list[str] = []
+
+    @property
+    def others(self) -> int:
+        """How many other jobs this node remembers, where that can be seen."""
+        return 0
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let nobody else change entries in the block, in whatever process they are."""
+        yield  # whoever has a context.state is alone with it
 
     def about(self, name: str) -> dict[str, Any] | None:
         """Return an entry's description without reading its parts; None if absent."""

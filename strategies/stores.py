@@ -3,9 +3,10 @@
 In a simulation it is ``context.state``, which Flower keeps for the run. In a deployment
 that dies with the SuperNode, so it is a folder: node config ``state-path``, else
 ``truststram`` in the user's state folder; with a folder for each node in it, and in
-that one for each of the node's last jobs. A node is known by its Flower id, which stays
-only with Flower's authentication of SuperNodes: without it a SuperNode has another one
-after each start, and begins with an empty memory.
+that one for each of the node's last jobs (:func:`store_of`), or for every run there
+ever was (:func:`store_for_good`). A node is known by its Flower id, which stays only
+with Flower's authentication of SuperNodes: without it a SuperNode has another one after
+each start, and begins with an empty memory.
 
 Guarantees
 ----------
@@ -17,11 +18,13 @@ crash the entry is the old one or the new one. Only the user can read it: files 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -33,13 +36,20 @@ from truststram.errors import DataError, ProtocolError
 
 from .memory import FIXED, Part, Store, description_size
 
-__all__ = ["ContextStore", "FolderStore", "node_name", "store_of"]
+__all__ = [
+    "ContextStore",
+    "FolderStore",
+    "node_name",
+    "store_for_good",
+    "store_of",
+]
 
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 # Jobs whose folders a node keeps; one that takes part in more at a time forgets.
 KEPT_JOBS = 4
 # Seconds after which a partial file that nobody writes to is of a killed process.
 ABANDONED = 600
+LOCK = "lock"
 
 
 class ContextStore(Store):
@@ -85,12 +95,37 @@ class FolderStore(Store):
         Name of the node: letters, digits, '-' and '_'.
     job : str
         32 hexadecimal digits.
+    kept : int or None
+        How many jobs' folders the node keeps; None for all.
     """
 
-    def __init__(self, base: Path, node: str, job: str) -> None:
+    def __init__(
+        self, base: Path, node: str, job: str, kept: int | None = KEPT_JOBS
+    ) -> None:
         super().__init__()
-        self._node = base / node
+        self._node, self._kept = base / node, kept
         self._folder = self._node / job
+
+    @property
+    def others(self) -> int:
+        """How many other jobs this node remembers."""
+        return len([path for path in self._jobs() if path != self._folder])
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process is inside; see :meth:`Store.alone`."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            if not self._folder.exists():
+                self._make()
+            lock = os.open(self._folder / LOCK, flags, 0o600)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
 
     def drop(self, name: str) -> None:
         """Remove an entry's file."""
@@ -120,18 +155,27 @@ class FolderStore(Store):
             self._tidy()
             durable.replace(path, (head, *parts), partial=partial, mode=0o600)
         except OSError as error:
-            raise DataError(
-                f"The node's state folder {self._node} cannot be written: "
-                f"{error.strerror}. Free space, or set state-path in the node config."
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> DataError:
+        return DataError(
+            f"The node's state folder {self._node} cannot be written: "
+            f"{error.strerror}. Free space, or set state-path in the node config."
+        )
+
+    def _jobs(self) -> list[Path]:
+        if not self._node.exists():
+            return []
+        return [p for p in self._node.iterdir() if JOB_ID.fullmatch(p.name)]
 
     def _make(self) -> None:
         """Make the folder of a new job; forget those of the oldest jobs."""
         for folder in (*reversed(self._folder.parents), self._folder):
             folder.mkdir(mode=0o700, exist_ok=True)  # parents=True makes parents 0777
-        jobs = [p for p in self._node.iterdir() if JOB_ID.fullmatch(p.name)]
-        jobs.sort(key=lambda p: p.stat().st_mtime_ns, reverse=True)
-        for old in jobs[KEPT_JOBS:]:
+        if self._kept is None:
+            return
+        jobs = sorted(self._jobs(), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+        for old in jobs[self._kept :]:
             shutil.rmtree(old, ignore_errors=True)
 
     def _tidy(self) -> None:
@@ -167,11 +211,29 @@ def store_of(context: Context, job: str) -> Store:
         raise ProtocolError("job-id", "expected 32 hexadecimal digits")
     if _simulated(context):
         return ContextStore(context, job)
-    path = context.node_config.get("state-path")
-    return FolderStore(Path(str(path)) if path else _default(), node_name(context), job)
+    return FolderStore(_base(context), node_name(context), job)
 
 
-def _default() -> Path:
-    """Return the user's folder for state (XDG Base Directory Specification)."""
+def store_for_good(context: Context, what: str, name: str) -> Store:
+    """Return this node's memory of something that no later job makes it forget.
+
+    Parameters
+    ----------
+    context : Context
+    what : str
+        Letters; a folder of this name beside the node's jobs.
+    name : str
+        Any text; the same one finds the same memory.
+    """
+    job = hashlib.sha256(name.encode()).hexdigest()[:32]
+    if _simulated(context):
+        return ContextStore(context, job)
+    return FolderStore(_base(context) / node_name(context), what, job, kept=None)
+
+
+def _base(context: Context) -> Path:
+    """Return the node's folder for state, else the user's (XDG Base Directory)."""
+    if path := context.node_config.get("state-path"):
+        return Path(str(path))
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "truststram"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -23,6 +24,9 @@ settings.register_profile("deep", parent=settings.get_profile("ci"), max_example
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+_TESTS = itertools.count()
+
+
 @pytest.fixture(autouse=True)
 def _flower_process():
     """Give this process the identity that Message needs; silence Flower's log."""
@@ -35,6 +39,13 @@ def _no_picture(request, monkeypatch):
     """Drawing takes longer than a small run: only tests marked ``picture`` draw."""
     if "picture" not in request.keywords:
         monkeypatch.setattr("server_app.main.curves", lambda result: result.dir)
+
+
+@pytest.fixture(autouse=True)
+def _state(monkeypatch, tmp_path_factory):
+    """Nodes remember things in the user's folder: another one for every test."""
+    folder = tmp_path_factory.getbasetemp() / "state" / str(next(_TESTS))
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder))  # made by whoever writes to it
 
 
 @pytest.fixture

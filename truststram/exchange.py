@@ -18,7 +18,10 @@ from flwr.serverapp import Grid
 
 from .records import content_bytes
 
-__all__ = ["Exchange", "Phase"]
+__all__ = ["RUN", "Exchange", "Phase"]
+
+# Where a message's config has the name of the run, which a resume keeps.
+RUN = "run-name"
 
 POLL_SECONDS = 0.2
 # Unanswered messages of earlier phases that are still asked for, to count late replies.

@@ -19,13 +19,9 @@ evaluate message is one MetricRecord with ``accuracy`` and ``num-examples`` 1.
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import numpy as np
 from flwr.app import (
     ArrayRecord,
-    ConfigRecord,
     Context,
     Message,
     MessageType,
@@ -44,18 +40,14 @@ from ..update import Model, read_delta, with_delta
 from ..withheld import WithheldError, withheld
 from .clip import clip
 from .csprng import Source
-from .distributed import DistributedPlan, distributed_plan
+from .distributed import distributed_plan
 from .evaluation import ACCURACY, MIDDLE, accuracy_of, accuracy_release, noisy_sum
 from .lattice import from_lattice
 from .noise import draw, lattice_for
-from .plan import Plan, planned
+from .plan import planned
+from .spending import EVALUATIONS, RELEASES, ROUNDS, Spending
 
 __all__ = ["private_mod"]
-
-# Where a node counts its releases: context.state, which Flower keeps per run and node.
-STATE, RELEASES = "truststram-privacy", "releases"
-# What a node counts where one number for each run is planned.
-ROUNDS, EVALUATIONS = "rounds", "evaluations"
 
 
 def private_mod(job: Job) -> Mod:
@@ -69,9 +61,8 @@ def private_mod(job: Job) -> Mod:
     evaluations included, are (epsilon, delta)-differentially private for replacing
     everything that this node holds (or, with ``privacy.unit = example``, for one
     example more or less), also towards the server; a node that was asked more often
-    than planned refuses, and so does one that is asked for noise of another plan. The
-    count lives as long as Flower keeps the node's state: after a restart of the node,
-    and in the new Flower run of a resume, it begins anew, and so does the budget.
+    than planned refuses, and so does one that is asked for noise of another plan,
+    also after a restart or a resume (:mod:`.spending`).
     """
 
     def mod(
@@ -82,8 +73,9 @@ def private_mod(job: Job) -> Mod:
             return _evaluated(job, message, context, call_next)
         if kind != MessageType.TRAIN:
             return call_next(message, context)
+        spending = Spending(message, context)
         if job.privacy.unit == "example":
-            _count(context, ROUNDS, job.train.rounds)
+            spending.count(ROUNDS, job.train.rounds)
         reply = withheld(message, context, call_next)
         if not reply.has_content():
             return reply
@@ -91,9 +83,9 @@ def private_mod(job: Job) -> Mod:
         delta = np.ascontiguousarray(read_delta(reply.content, model))
         if job.privacy.distributed:  # the secure sum outside adds the noise
             shares = distributed_plan(job, len(delta))
-            _charge(job, shares, shares.release, context)
+            spending.charge(job, shares, shares.release)
         elif job.privacy.unit == "client" and not job.privacy.central:
-            delta = _noisy(job, delta, context)
+            delta = _noisy(job, delta, context, spending)
         reply.content = with_delta(RecordDict(), delta)
         reply.content["metrics"] = MetricRecord({NUM_EXAMPLES: 1})
         return reply
@@ -127,16 +119,18 @@ def _charge_evaluation(
     job: Job, release: Release, message: Message, context: Context
 ) -> int:
     """Count one evaluation before it is released; return how many were before."""
+    spending = Spending(message, context)
     if job.privacy.unit == "example":
-        return _count(context, EVALUATIONS, job.privacy.evaluations(job.train.rounds))
+        times = job.privacy.evaluations(job.train.rounds)
+        return spending.count(EVALUATIONS, times)
     model = Model(records_of(message.content, ArrayRecord)[0])
-    return _charge(job, planned(job, 1, model.spec.size), release, context)
+    return spending.charge(job, planned(job, 1, model.spec.size), release)
 
 
-def _noisy(job: Job, delta: Float32, context: Context) -> Float32:
+def _noisy(job: Job, delta: Float32, context: Context, spending: Spending) -> Float32:
     """Return the update clipped and noised, if the budget allows another one."""
     plan = planned(job, 1, len(delta))
-    done = _charge(job, plan, plan.release, context)
+    done = spending.charge(job, plan, plan.release)
     source = _source(job, context, RELEASES, done)
     on = lattice_for(plan.release, plan.lattice_clip, len(delta))
     integers = clip(delta, on).integers
@@ -150,55 +144,3 @@ def _source(job: Job, context: Context, *labels: str | int) -> Source:
         return Source()
     node = str(context.node_config.get("partition-id", context.node_id))
     return Source.insecure(derive_seed(job.run.seed, "privacy", node, *labels))
-
-
-def _read(context: Context, key: str, default: Any) -> Any:
-    """Return what this node remembers of its releases."""
-    record = context.state.get(STATE)
-    if not isinstance(record, ConfigRecord) or key not in record:
-        return default
-    return json.loads(str(record[key]))
-
-
-def _write(context: Context, key: str, value: Any) -> None:
-    """Remember something about this node's releases beside the rest."""
-    record = context.state.get(STATE)
-    before = dict(record) if isinstance(record, ConfigRecord) else {}
-    context.state[STATE] = ConfigRecord({**before, key: json.dumps(value)})
-
-
-def _count(context: Context, what: str, times: int) -> int:
-    """Count a round of DP-SGD, or an evaluation, before it is made, also a repetition.
-
-    Returns how many there were before. The noise was planned for ``times`` of them:
-    another number later would not fit to it.
-    """
-    planned_for, done = (int(x) for x in _read(context, what, [times, 0]))
-    if planned_for != times:
-        raise WithheldError(f"the noise was planned for {planned_for} {what}")
-    if done >= planned_for:
-        raise WithheldError(f"the privacy budget is spent after {done} {what}")
-    _write(context, what, [planned_for, done + 1])
-    return done
-
-
-def _charge(
-    job: Job, plan: Plan | DistributedPlan, release: Release, context: Context
-) -> int:
-    """Count one release before it is made; return how many like it were made before.
-
-    Noise that was planned later, for another number of rounds, is refused even where a
-    budget is left: whoever asks has seen what came before, and releases that are chosen
-    by it do not compose like a fixed sequence.
-    """
-    made = _read(context, RELEASES, [])
-    found = {Release.from_dict(values): int(count) for values, count in made}
-    whole, done = plan.charges(job), found.get(release, 0)
-    count = sum(found.values())
-    if not set(found) <= set(whole):
-        raise WithheldError(f"after {count} releases with noise of another plan")
-    if done >= whole[release]:
-        raise WithheldError(f"the privacy budget is spent after {count} releases")
-    found[release] = done + 1
-    _write(context, RELEASES, [[r.as_dict(), n] for r, n in found.items()])
-    return done

@@ -26,9 +26,9 @@ CENTRAL = (
     "The server's own events, which name nodes whose replies were dropped.",
 )
 ANEW = (
-    "A node that was restarted, or a run that was resumed: the node's count of its "
-    "releases lives as long as its Flower state, and begins anew then. Each beginning "
-    "may cost the budget once more."
+    "A count of releases that begins anew, which may cost the budget once more: that "
+    "of a simulated node when a run is resumed, and that of a deployed one when its "
+    "state folder is lost or it is restarted without Flower's authentication."
 )
 LOCAL = (
     "That a node takes part.",

@@ -53,7 +53,7 @@ def client(step=0.1, error=None):
 
 
 def send(job, message, context=None, inner=None):
-    context = context or make_context(7, {"partition-id": 3}, {})
+    context = context or make_context(7, {"partition-id": 3, "simulated": True}, {})
     inner = inner or client()
 
     def with_delta(m, c):
