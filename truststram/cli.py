@@ -168,7 +168,7 @@ def run(
         dir=dir,
     )
     if not quiet:
-        from .progress import summary
+        from .summary import summary
 
         print_rich(summary(result))
 
@@ -215,8 +215,8 @@ def show(
 ) -> None:
     """Show the table of a run again, from its verified events."""
     from . import events
-    from .progress import summary
     from .result import RunResult
+    from .summary import summary
 
     folder = run_folder(run, dir)
     log = events.read(folder / "events.jsonl")

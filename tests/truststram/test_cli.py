@@ -19,8 +19,9 @@ from truststram._options import to_toml
 from truststram.cli import app
 from truststram.errors import CheckpointError, ConfigError, DataError, RunError
 from truststram.job import Job, keys
-from truststram.progress import alert_line, displayed, round_line, size, summary
+from truststram.progress import alert_line, displayed, round_line, size
 from truststram.result import RoundReport, RunResult
+from truststram.summary import summary
 
 ROOT = Path(__file__).resolve().parents[2]
 
