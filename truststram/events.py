@@ -51,12 +51,14 @@ Events
 ``downlink-off``     round, node
 ``privacy-plan``     mechanism, levels, unit, relation, trust, epsilon, delta, rounds,
                      schedule, evaluations, sampling, clip, cohort, server-rate,
-                     noise-to-signal, secure-noise
+                     noise-to-signal, secure-noise; of secure sums in groups also
+                     groups (number), group-noise-to-signal, warning
 ``privacy-spent``    round, epsilon (to be claimed if the run was planned to end here),
                      spent (by the ledger), delta, clip, noise
 ``privacy-exhausted`` round, epsilon
 ``secure-plan``      scheme, trust (who must collude), bits, clip, most, encrypted,
                      clear, clear_fraction, clear_arrays, keys (simulated | operator)
+``secure-groups``    round, groups (names of the nodes in each; secure.regroup)
 ``secure-sum``       round, clients, clipped (fraction)
 ``secure-refused``   round, code, detail
 ``secure-stage``     round, stage, asked, answered, bytes_down, bytes_up

@@ -140,13 +140,14 @@ def _of_clients(job: Job, nodes: int, size: int) -> dict[str, Any]:
 
 
 def _of_shares(job: Job, nodes: int, size: int) -> dict[str, Any]:
-    """Return the plan for noise in shares, in the secure sum of all that are asked."""
-    plan = app_module("strategies.mechanisms.distributed").distributed_plan(job, size)
-    asked, long = max(1, round(nodes * job.round.fraction)), math.sqrt(size)
+    """Return the plan for noise in shares, in secure sums of all that are asked."""
+    shares = app_module("strategies.mechanisms.distributed")
+    plan = shares.distributed_plan(job, size)
+    asked = max(1, round(nodes * job.round.fraction))
+    groups = shares.groups_of(job, asked)
     ledger = plan.ledger(job)
     ledger.charge(plan.release, plan.rounds)
-    std = plan.std(asked)
-    ratio = float(std * long / asked)
+    std, ratio = plan.std(asked // groups), plan.ratio(asked, groups)
     # The signal grows with the nodes, the noise with their root.
     needed = math.ceil(ratio**2 * asked / job.round.fraction)
     return {
@@ -156,7 +157,7 @@ def _of_shares(job: Job, nodes: int, size: int) -> dict[str, Any]:
         "mechanism": plan.release.mechanism,
         "noise-std": std,
         "schedule": job.privacy.schedule,
-        "levels": plan.levels(asked),
+        "levels": plan.levels(asked // groups),
         "mechanisms": [
             {
                 "mechanism": plan.release.mechanism,
@@ -169,9 +170,27 @@ def _of_shares(job: Job, nodes: int, size: int) -> dict[str, Any]:
         ],
         "noise-to-signal": ratio,
         "verdict": verdict(ratio),
-        "bearable": {"nodes": needed, "parameters": math.floor((asked / std) ** 2)},
+        "bearable": {"nodes": needed, "parameters": math.floor(size / ratio**2)},
         "advice": f"{_advice(needed, 0)} The noise is sized for {plan.honest} honest "
         "nodes in a sum (secure.min-cohort - secure.colluders): more of them add less.",
+        **(_of_groups(job, plan, asked) if job.secure.group_size else {}),
+    }
+
+
+def _of_groups(job: Job, plan: Any, asked: int) -> dict[str, Any]:
+    """Return how noisy that is which a robust rule across groups sees."""
+    shares = app_module("strategies.mechanisms.distributed")
+    groups, least = shares.groups_of(job, asked), max(asked, job.secure.min_cohort)
+    alone = job.replace({"secure.group-size": 0, "secure.min-cohort": least})
+    one = shares.distributed_plan(alone, plan.release.dimension)
+    return {
+        "groups": {
+            "count": groups,
+            "noise-to-signal": plan.ratio(asked // groups),
+            "size-for-1": plan.group_for(1.0, job.secure.colluders),
+            "one-sum": one.ratio(least),
+            "warning": shares.warning(plan, job, asked),
+        }
     }
 
 
@@ -297,6 +316,15 @@ def lines(content: Mapping[str, Any]) -> Iterator[str]:
     yield f"Noise: {content['verdict']}."
     yield content["advice"]
     yield from _schedule_line(content)
+    if found := content.get("groups"):
+        yield (
+            f"Groups: {found['count']} sums. The noise in the mean of one is "
+            f"{found['noise-to-signal']:.2g} times the longest mean, which "
+            f"{found['size-for-1']:,} nodes that all answer would make 1; one sum of "
+            f"all nodes would have {found['one-sum']:.2g}."
+        )
+        if found["warning"]:
+            yield found["warning"]
     if told := content.get("evaluation"):
         yield (
             f"Evaluation by the nodes: {told['times']} x epsilon "
