@@ -6,15 +6,20 @@ from collections.abc import Collection, Mapping
 from copy import copy, deepcopy
 
 import numpy as np
+import pytest
 
 from strategies.secure.graph import MALICIOUS, SEMI_HONEST
 from strategies.secure.identity import Identity, Roster
-from strategies.secure.secagg import Session
+from strategies.secure.secagg import Session, advert
 from strategies.secure.secagg_client import Client
 from strategies.secure.secagg_server import Server
+from truststram.errors import ProtocolError
 
 SECRET = b"only for simulated nodes........"
 SIZE = 5
+N = 7
+THREATS = pytest.mark.parametrize("threat", [SEMI_HONEST, MALICIOUS])
+KEYS = [bytes([i]) * 32 for i in range(1, 20)]
 
 
 def identity(number: int) -> Identity:
@@ -125,3 +130,42 @@ class Sum:
         """Return the exact sum of those who are not gone."""
         rows = [v for i, v in self.values.items() if i not in gone]
         return np.sum(rows, axis=0, dtype=np.uint32)
+
+
+def refused(code):
+    return pytest.raises(ProtocolError, match=f"^{code}: ")
+
+
+def signed(i, about=None, mask=None, share=None):
+    """The advert of another client with keys that the server knows."""
+    keys = mask or KEYS[i], share or KEYS[i + 8]
+    return advert(about or session(), identity(i), *keys)
+
+
+def at(stage, threat=SEMI_HONEST):
+    """Return a sum whose clients expect the message of ``stage``."""
+    s = Sum(N, threat).keys()
+    for name in ("shares", "mask", "consent"):
+        if stage == name:
+            break
+        getattr(s, name)()
+        if name == "mask":
+            s.collect()
+    return s
+
+
+def mutated(body, rng):
+    """Return ``body`` with a few bytes changed, cut off or added."""
+    data = bytearray(body)
+    for _ in range(rng.randint(1, 4)):
+        place = rng.randrange(len(data) + 1)
+        what = rng.randrange(4)
+        if what == 0 and place < len(data):
+            data[place] ^= 1 << rng.randrange(8)
+        elif what == 1:
+            del data[place : place + rng.randrange(40)]
+        elif what == 2:
+            data[place:place] = rng.randbytes(rng.randrange(40))
+        elif place + 4 <= len(data):
+            data[place : place + 4] = rng.randbytes(4)
+    return bytes(data)
