@@ -32,8 +32,10 @@ __all__ = ["MAX_RUNS", "Runs", "WholeNumbers"]
 
 Runs = tuple[tuple[int, int], ...]
 
-# Clients are 1000 at most, so that sums are exact in double precision, too.
-MOST_BITS, LEAST_BITS = 32, 11
+# With these, sums are below 2**52: exact in double precision, too.
+MOST_BITS, MOST_CLIENTS = 32, 2**20
+# Counters beside the values have digits of 10 bits (:mod:`.slots`).
+LEAST_BITS = 11
 MAX_RUNS = 2**14
 MAX_SIZE = 2**31 - 1
 
@@ -67,7 +69,7 @@ class WholeNumbers:
     noised: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        in_range(1, 2**20 + 1, most=self.most)
+        in_range(1, MOST_CLIENTS + 1, most=self.most)
         in_range(1, MAX_RUNS + 1, runs=len(self.runs))
         for count, limit in self.runs:
             in_range(1, MAX_SIZE + 1, count=count)
