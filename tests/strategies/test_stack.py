@@ -30,6 +30,20 @@ def test_the_default_stack():
     assert stack.mods(Job()) == [delta_mod]
 
 
+def test_sums_of_integers_have_nothing_around_them_that_reads_updates():
+    class Taking(ServerSGD):
+        integers = ((3, 2),)
+
+    job = Job.of({"secure.scheme": "secagg", "server.average": 0.5})
+
+    def names(inner):
+        return [type(layer).__name__ for layer in walk(stack.build(job, inner))]
+
+    around = ["SecAggSum", "Guard", "WeightedMean", "TailAverage"]
+    assert names(ServerSGD()) == [*around, "ServerSGD"]
+    assert names(Taking()) == ["SecAggSum", "TailAverage", "Taking"]
+
+
 @pytest.mark.parametrize(
     ("optimizer", "kind"),
     [("sgd", ServerSGD), ("adam", FedAdam), ("yogi", FedYogi), ("adagrad", FedAdagrad)],
