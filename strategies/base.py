@@ -30,7 +30,14 @@ from truststram.records import pack, records_of
 
 from .update import Model, to_weights
 
-__all__ = ["NUM_EXAMPLES", "Emit", "StrategyLayer", "synthetic_reply", "walk"]
+__all__ = [
+    "NUM_EXAMPLES",
+    "Emit",
+    "StrategyLayer",
+    "sole_reply",
+    "synthetic_reply",
+    "walk",
+]
 
 NUM_EXAMPLES = "num-examples"
 Emit = Callable[..., object]
@@ -219,6 +226,25 @@ def synthetic_reply(
     """
     update["metrics"] = MetricRecord({**metrics, NUM_EXAMPLES: num_examples})
     return with_content(like, update)
+
+
+def sole_reply(replies: Iterable[Message], who: str, inside: str) -> RecordDict | None:
+    """Return the content of the one reply that a reducing layer handed on, if any.
+
+    For innermost strategies: ``who`` must stand ``inside`` a layer that reduces.
+
+    Raises
+    ------
+    ValueError
+        For more than one reply.
+    """
+    valid = [reply for reply in replies if reply.has_content()]
+    if len(valid) > 1:
+        raise ValueError(
+            f"{who} takes one reply, not {len(valid)}: put it inside a layer that "
+            f"makes one of them, such as {inside}."
+        )
+    return valid[0].content if valid else None
 
 
 def sole_metrics(content: RecordDict) -> MetricRecord:

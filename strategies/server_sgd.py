@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import FedAvg
 from truststram.records import Float32, flat_leaves, unflatten
 from truststram.validate import in_range, positive
 
+from .base import sole_reply
 from .update import Model, read_delta
 
 __all__ = ["ServerSGD"]
@@ -65,15 +66,11 @@ class ServerSGD(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take one step with the update of the single reply."""
-        valid = [reply for reply in replies if reply.has_content()]
-        if not valid:
+        content = sole_reply(replies, "ServerSGD", "WeightedMean(ServerSGD())")
+        if content is None:
             return None, None
-        if len(valid) != 1 or self._model is None:
-            raise ValueError(
-                f"ServerSGD takes one aggregated update, not {len(valid)}: "
-                "put it inside a rule, such as WeightedMean(ServerSGD())."
-            )
-        content, model = valid[0].content, self._model
+        model = self._model
+        assert model is not None, "configure_train comes first"
         step = self._step(read_delta(content, model))
         metrics = self.train_metrics_aggr_fn([content], self.weighted_by_key)
         return _moved(model, step), metrics

@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.common.logger import log
 
-from truststram.techniques import read_sums
+from truststram.techniques import read_sums, sole_reply
 
 from .leaves import Leaves
 from .sealed import SealedLayout
@@ -58,15 +58,11 @@ class SealedServer(TFFServer):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Step with the sums; without a reply, model and state stay as they are."""
-        valid = [reply for reply in replies if reply.has_content()]
-        if not valid:
+        inside = "SecAggSum(job, SealedServer(...), ...)"
+        content = sole_reply(replies, "SealedServer", inside)
+        if content is None:
             return None, None
-        if len(valid) != 1:
-            raise ValueError(
-                f"SealedServer takes one secure sum, not {len(valid)} replies: put it "
-                "inside SecAggSum(job, SealedServer(...))."
-            )
-        sums = self.sealed.sums_of(read_sums(valid[0].content))
+        sums = self.sealed.sums_of(read_sums(content))
         report: Leaves = []
         if self._training.program.pieces["report"].outputs:
             report = self._coordinator.report([])  # of nothing: all is in the sums

@@ -35,7 +35,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from truststram.errors import CheckpointError, ConfigError
 from truststram.records import pack, records_of, view
-from truststram.techniques import Model, read_delta
+from truststram.techniques import Model, read_delta, sole_reply
 
 from .leaves import Leaves
 from .training import Training
@@ -128,15 +128,11 @@ class TFFServer(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Step with the single reply; without one, model and state stay as they are."""
-        valid = [reply for reply in replies if reply.has_content()]
-        if not valid:
+        content = sole_reply(replies, "TFFServer", "WeightedMean(TFFServer(...))")
+        if content is None:
             return None, None
-        if len(valid) != 1 or self._model is None:
-            raise ValueError(
-                f"TFFServer takes one aggregated update, not {len(valid)}: put it "
-                "inside a rule, such as WeightedMean(TFFServer(...))."
-            )
-        content, layout = valid[0].content, self._training.layout
+        assert self._model is not None, "configure_train comes first"
+        layout = self._training.layout
         [metrics] = records_of(content, MetricRecord)
         examples = float(metrics[self.weighted_by_key])  # type: ignore[arg-type]  # a scalar
         delta = read_delta(content, self._model)

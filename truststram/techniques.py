@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from strategies.anomaly.layer import Anomaly as Anomaly
     from strategies.base import StrategyLayer as StrategyLayer
+    from strategies.base import sole_reply as sole_reply
     from strategies.compression.layer import Compression as Compression
     from strategies.compression.mod import compression_mod as compression_mod
     from strategies.guard.layer import Guard as Guard
@@ -97,6 +98,7 @@ _HOMES = {
     "refuse_outside_simulation": "adversary.who",
     "secagg_mod": "secure.secagg_mod",
     "secure_mod": "secure.mod",
+    "sole_reply": "base",
     "with_delta": "update",
     "with_integers": "secure.integers",
 }
@@ -139,6 +141,7 @@ __all__ = [
     "refuse_outside_simulation",
     "secagg_mod",
     "secure_mod",
+    "sole_reply",
     "with_delta",
     "with_integers",
 ]

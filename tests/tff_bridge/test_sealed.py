@@ -277,7 +277,7 @@ def test_the_server_takes_one_secure_sum_and_nothing_else():
     total = np.zeros(SIZE, np.int64)
     sums = Message(with_integers(total), reply_to=asked)
     assert taker.aggregate_train(1, []) == (None, None)
-    with pytest.raises(ValueError, match="takes one secure sum, not 2"):
+    with pytest.raises(ValueError, match="takes one reply, not 2"):
         taker.aggregate_train(1, [sums, sums])
     with pytest.raises(ProtocolError, match="no sums"):
         taker.aggregate_train(1, [Message(RecordDict(), reply_to=asked)])

@@ -120,7 +120,7 @@ def test_server_momentum_matches_its_definition():
 
 
 def test_server_sgd_refuses_several_replies():
-    with pytest.raises(ValueError, match="inside a rule"):
+    with pytest.raises(ValueError, match="takes one reply, not 6"):
         aggregate(ServerSGD(), contents("delta"))
 
 
