@@ -79,7 +79,8 @@ class SecureSum(StrategyLayer):
     ``secure-plan`` (once: scheme, trust, bits, clip, most, encrypted, clear,
     clear_fraction, clear_arrays, keys), ``secure-stage`` (round, stage ``open`` or
     ``hello``, asked, answered, bytes_down, bytes_up), ``secure-sum`` (round, clients,
-    clipped), ``secure-refused`` (round, code, detail), ``reply-dropped``.
+    clipped), ``secure-refused`` (round, code, detail), ``secure-groups`` (round,
+    groups: with ``secure.regroup``), ``reply-dropped``.
 
     Raises
     ------

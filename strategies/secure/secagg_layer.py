@@ -74,7 +74,7 @@ class SecAggSum(StrategyLayer):
     ``secure-plan`` (once: scheme, trust, bits, clip, most, encrypted, keys),
     ``secure-stage`` (round, stage, asked, answered, bytes_down, bytes_up),
     ``secure-sum`` (round, clients, clipped), ``secure-refused`` (round, code, detail),
-    ``reply-dropped``.
+    ``secure-groups`` (round, groups: with ``secure.regroup``), ``reply-dropped``.
 
     Raises
     ------

@@ -342,6 +342,9 @@ def test_progress_says_who_must_collude_and_what_is_not_encrypted():
     assert line.endswith("NOT encrypted: 1,234 values (5.0%) of a, b.")
     refused = {"kind": "secure-refused", "round": 3, "detail": "2 valid frames"}
     assert alert_line(refused) == "secure sum of round 3 refused: 2 valid frames"
+    noise = {"kind": "privacy-plan", "groups": 5, "warning": "All is noise."}
+    assert alert_line(noise) == "All is noise."
+    assert alert_line({"kind": "privacy-plan"}) == ""
 
 
 @pytest.mark.parametrize("terminal", [False, True])
