@@ -5,13 +5,15 @@ The decisions of the server's half: codec by node, public selection, steps of th
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 
+from truststram.records import content_bytes
 from truststram.rng import derive_seed
 
 from ..update import Model
@@ -19,11 +21,11 @@ from . import wire
 from .adaptive import Adaptive, Rung
 from .chain import Chain
 from .codecs import make_codec
-from .messages import RECORD, STEPS, Ask, wrapped
+from .messages import RECORD, STEPS, Answer, Ask, wrapped
 from .selection import Selection
 from .shared import Selector
 
-__all__ = ["Asking", "with_ask"]
+__all__ = ["Asking", "addressed", "with_ask"]
 
 
 class Asking:
@@ -102,6 +104,26 @@ class Asking:
         starts = tuple(chain.versions[i] for i in missing)
         return replace(ask, versions=starts), [chain.steps[i] for i in missing]
 
+    def learn(
+        self, name: str, ask: Ask, answer: Answer, size: int, seconds: float | None
+    ) -> None:
+        """Learn from a node's answer which model it has, and how its codec did.
+
+        Parameters
+        ----------
+        size : int
+            Of its reply, in bytes.
+        seconds : float or None
+            From the message to the reply, if that was measured.
+        """
+        if self.chain and answer.held == ask.model:
+            # Without a step nothing was computed.
+            self.chain.acknowledged(name, ask.model, stepwise=bool(ask.versions))
+        if self.adaptive and ask.codec != "none":
+            training = 0 if math.isnan(answer.seconds) else answer.seconds
+            rest = None if seconds is None else seconds - training
+            self.adaptive.learn(name, answer.error, size, rest)
+
     def state(self) -> dict[str, Any]:
         """Return the job's id, the chain, the selection's past, what adaptive knows."""
         return {
@@ -120,6 +142,42 @@ class Asking:
             self._selector.load_state(state["selector"])
         if self.adaptive:
             self.adaptive.load_state(state["adaptive"])
+
+
+def addressed(
+    messages: Iterable[Message],
+    chosen: Callable[[int], tuple[Ask, list[bytes] | None]],
+) -> tuple[dict[int, Ask], int]:
+    """Put into messages what their nodes are asked; equal contents are shared.
+
+    Parameters
+    ----------
+    messages : iterable of Message
+        Get other contents.
+    chosen : callable
+        Node -> what it is asked, and the steps it gets instead of the model.
+
+    Returns
+    -------
+    asked : dict
+        By node.
+    saved : int
+        Bytes that the contents are shorter.
+    """
+    asked: dict[int, Ask] = {}
+    made: dict[tuple[int, Ask], tuple[RecordDict, RecordDict, int]] = {}
+    total = 0
+    for message in messages:
+        node, content = message.metadata.dst_node_id, message.content
+        asked[node], steps = chosen(node)
+        key = (id(content), asked[node])
+        if key not in made:
+            new = with_ask(content, asked[node], steps)
+            saved = content_bytes(content) - content_bytes(new)
+            made[key] = content, new, saved  # the first lives as long as its id
+        _, message.content, saved = made[key]
+        total += saved
+    return asked, total
 
 
 def with_ask(content: RecordDict, ask: Ask, steps: list[bytes] | None) -> RecordDict:

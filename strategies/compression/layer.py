@@ -7,11 +7,10 @@ codecs: :mod:`.codecs`; the way down: :mod:`.downlink`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -21,7 +20,7 @@ from truststram.records import content_bytes
 from ..base import StrategyLayer, walk
 from ..update import Model
 from .adaptive import Adaptive
-from .asking import Asking, with_ask
+from .asking import Asking, addressed
 from .chain import moved
 from .decode import decoded, expanded
 from .downlink import DOWNLINK
@@ -194,21 +193,13 @@ class Compression(StrategyLayer):
     def _addressed(
         self, phase: str, ask: Ask, messages: Iterable[Message]
     ) -> list[Message]:
-        """Put into every message what its node is asked; equal contents are shared."""
-        self._asked[phase], self._saved_down = {}, 0
-        made: dict[tuple[int, Ask], tuple[RecordDict, RecordDict, int]] = {}
+        """Put into every message what its node is asked."""
+
+        def chosen(node: int) -> tuple[Ask, list[bytes] | None]:
+            return self._for_node(phase, self.name_of(node), ask)
+
         sent = list(messages)
-        for message in sent:
-            node, content = message.metadata.dst_node_id, message.content
-            mine, steps = self._for_node(phase, self.name_of(node), ask)
-            self._asked[phase][node] = mine
-            key = (id(content), mine)
-            if key not in made:
-                new = with_ask(content, mine, steps)
-                saved = content_bytes(content) - content_bytes(new)
-                made[key] = content, new, saved  # the first lives as long as its id
-            _, message.content, saved = made[key]
-            self._saved_down += saved
+        self._asked[phase], self._saved_down = addressed(sent, chosen)
         return sent
 
     def _for_node(
@@ -255,15 +246,8 @@ class Compression(StrategyLayer):
         """Remember what a node has and how it did."""
         node = reply.metadata.src_node_id
         name = self.name_of(node)
-        if self._asking.chain and answer.held == ask.model:
-            # Without a step nothing was computed.
-            stepwise = bool(ask.versions)
-            self._asking.chain.acknowledged(name, ask.model, stepwise)
-        if self.adaptive and ask.codec != "none":
-            rest = None
-            if (arrived := self.seconds_of(node)) is not None:
-                rest = arrived - (0 if math.isnan(answer.seconds) else answer.seconds)
-            self.adaptive.learn(name, answer.error, content_bytes(reply.content), rest)
+        size, seconds = content_bytes(reply.content), self.seconds_of(node)
+        self._asking.learn(name, ask, answer, size, seconds)
         if not ask.feedback:
             return
         if answer.fresh and name in self._remembering and not self._secret:

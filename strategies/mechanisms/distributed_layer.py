@@ -22,8 +22,8 @@ from ..base import StrategyLayer, walk
 from ..server_sgd import ServerSGD
 from ..update import Model
 from .distributed import DistributedPlan, distributed_plan, groups_of, warning
-from .exhausted import exhausted
 from .plan import MOST_RATE, RATE
+from .spent import exhausted, tell_spent
 
 __all__ = ["DistributedDP"]
 
@@ -97,15 +97,8 @@ class DistributedDP(StrategyLayer):
             plan, ledger = self._begin()
             ledger.charge(plan.release)
             groups = groups_of(self.job, self._asked)
-            self.emit(
-                "privacy-spent",
-                round=server_round,
-                epsilon=round(ledger.claim(), 6),
-                spent=round(ledger.spent(), 6),
-                delta=ledger.delta,
-                clip=plan.on.clip,
-                noise=plan.levels(self._asked // groups)[0]["std"],
-            )
+            noise = plan.levels(self._asked // groups)[0]["std"]
+            tell_spent(ledger, server_round, plan.on.clip, noise, self.emit)
         return super().aggregate_train(server_round, replies)
 
     def _begin(self) -> tuple[DistributedPlan, Ledger]:

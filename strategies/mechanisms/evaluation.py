@@ -15,7 +15,7 @@ central trust the server sees the accuracies, and adds the noise once, to their 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -32,6 +32,7 @@ __all__ = [
     "MIDDLE",
     "accuracy_of",
     "accuracy_release",
+    "noisy_mean_accuracy",
     "noisy_sum",
     "told_error",
 ]
@@ -103,6 +104,22 @@ def noisy_sum(
     noisy = exact + draw(release, on.units, 1, source)
     # Not float32's seven digits: the sum of a thousand nodes has them.
     return float(noisy[0] * on.step)
+
+
+def noisy_mean_accuracy(
+    told: Iterable[Mapping[str, object]], release: Release, source: Source, nodes: int
+) -> float:
+    """Return the mean of nodes' accuracies with the server's noise.
+
+    Parameters
+    ----------
+    told : iterable of mapping
+        Metrics of the nodes that answered.
+    nodes : int
+        All that are registered: one that does not answer counts as one half.
+    """
+    values = [value for value in map(accuracy_of, told) if value is not None]
+    return noisy_sum(values, release, source, central=True) / nodes + MIDDLE
 
 
 def told_error(release: Release, nodes: int, *, central: bool) -> float:

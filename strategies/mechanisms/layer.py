@@ -39,9 +39,9 @@ from ..server_sgd import ServerSGD
 from ..update import blank_update
 from .cohort import check_population, drawn
 from .csprng import Source
-from .evaluation import ACCURACY, MIDDLE, accuracy_of, noisy_sum
-from .exhausted import exhausted
+from .evaluation import ACCURACY, noisy_mean_accuracy
 from .plan import Plan
+from .spent import exhausted, tell_spent
 from .sums import followed, noisy_mean
 
 __all__ = ["CentralDP"]
@@ -173,13 +173,10 @@ class CentralDP(StrategyLayer):
             self.emit("privacy-exhausted", round=server_round, epsilon=spent)
             return None
         ledger.charge(release)
-        found = [
-            accuracy_of(sole_metrics(r.content)) for r in replies if r.has_content()
-        ]
-        told = [value for value in found if value is not None]
-        total = noisy_sum(told, release, self._source, central=True)
+        told = [sole_metrics(r.content) for r in replies if r.has_content()]
+        mean = noisy_mean_accuracy(told, release, self._source, self._nodes)
         self._tell_spent(server_round, self.clip)
-        return MetricRecord({ACCURACY: total / self._nodes + MIDDLE})
+        return MetricRecord({ACCURACY: mean})
 
     def _begin(self, nodes: int) -> None:
         """Fix the number of registered nodes and the plan, before the first release.
@@ -235,18 +232,9 @@ class CentralDP(StrategyLayer):
             )
 
     def _tell_spent(self, server_round: int, clip_used: float) -> None:
-        """Say what all releases so far cost, and how loud the last noise was."""
         plan, ledger = self._planned()
         noise = plan.std_of(self._release) if self._release else 0.0
-        self.emit(
-            "privacy-spent",
-            round=server_round,
-            epsilon=round(ledger.claim(), 6),
-            spent=round(ledger.spent(), 6),
-            delta=ledger.delta,
-            clip=float(f"{clip_used:.6g}"),
-            noise=float(f"{noise:.6g}"),
-        )
+        tell_spent(ledger, server_round, clip_used, noise, self.emit)
 
     def _tell_drop(self, reply: Message, code: str) -> None:
         """Say that an update counted as zero; it still was part of the cohort."""

@@ -1,4 +1,4 @@
-"""The end of a budget: what a run does instead of one more release."""
+"""A budget in events: what is spent, and what a run does when nothing is left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..accounting.events import Release
 from ..accounting.ledger import Ledger
 from ..base import Emit
 
-__all__ = ["exhausted"]
+__all__ = ["exhausted", "tell_spent"]
 
 
 def exhausted(
@@ -38,3 +38,23 @@ def exhausted(
         )
     emit("privacy-exhausted", round=server_round, epsilon=epsilon)
     return True
+
+
+def tell_spent(
+    ledger: Ledger, server_round: int, clip: float, noise: float, emit: Emit
+) -> None:
+    """Say what all releases so far cost, and how loud the last noise was.
+
+    Events
+    ------
+    ``privacy-spent`` (round, epsilon, spent, delta, clip, noise).
+    """
+    emit(
+        "privacy-spent",
+        round=server_round,
+        epsilon=round(ledger.claim(), 6),
+        spent=round(ledger.spent(), 6),
+        delta=ledger.delta,
+        clip=float(f"{clip:.6g}"),
+        noise=float(f"{noise:.6g}"),
+    )
