@@ -21,9 +21,9 @@ from ..accounting.ledger import Ledger
 from ..base import StrategyLayer, walk
 from ..server_sgd import ServerSGD
 from ..update import Model
+from .budget_events import exhausted, tell_spent
 from .distributed import DistributedPlan, distributed_plan, groups_of, warning
 from .plan import MOST_RATE, RATE
-from .spent import exhausted, tell_spent
 
 __all__ = ["DistributedDP"]
 

@@ -37,11 +37,11 @@ from ..accounting.schedule import OnPlateau
 from ..base import StrategyLayer, sole_metrics, synthetic_reply, walk
 from ..server_sgd import ServerSGD
 from ..update import blank_update
+from .budget_events import exhausted, tell_spent
 from .cohort import check_population, drawn
 from .csprng import Source
 from .evaluation import ACCURACY, noisy_mean_accuracy
 from .plan import Plan
-from .spent import exhausted, tell_spent
 from .sums import followed, noisy_mean
 
 __all__ = ["CentralDP"]
