@@ -38,7 +38,9 @@ from truststram.result import RunResult
 
 pytestmark = pytest.mark.slow
 
-JOB = {"train.local-epochs": 1}
+# Deployed nodes have ids for names, and so other seeds in every run: with equal shares
+# of the data accuracies are alike all the same (0.93 to 0.96 after three rounds).
+JOB = {"train.local-epochs": 1, "data.partitioner": "iid"}
 
 
 @pytest.fixture
@@ -174,7 +176,8 @@ def test_bfv_between_supernodes_and_strangers_are_refused(federation, tmp_path):
     parts = (f"partition-id={i % 3} num-partitions=3" for i in range(5))
     nodes = zip(parts, folders.values(), strict=True)
     start(federation, [f'{part} secure-keys="{path}"' for part, path in nodes])
-    job = {**JOB, "train.rounds": 3, "secure.scheme": "bfv", "secure.max-cohort": 8}
+    usual = {**JOB, "train.rounds": 3}
+    job = {**usual, "secure.scheme": "bfv", "secure.max-cohort": 8}
     job |= {"round.min-nodes": 5, "run.dir": tmp_path / "runs", "run.id": "bfv"}
     with command_lines() as commands:
         done = federation.submit(config_of(job))
@@ -189,11 +192,11 @@ def test_bfv_between_supernodes_and_strangers_are_refused(federation, tmp_path):
     assert "another key" in details[ids_of(federation, 3)[0]]
     assert "the roster does not have that key" in details[ids_of(federation, 4)[0]]
 
-    run_local(Job.of({**JOB, "train.rounds": 3, "run.dir": str(tmp_path / "p")}), 3)
+    run_local(Job.of({**usual, "run.dir": str(tmp_path / "p")}), 3)
     [plain] = (tmp_path / "p").iterdir()
     accuracy = RunResult.read(plain).metrics["accuracy"]
-    assert accuracy > 0.5
-    assert abs(result.metrics["accuracy"] - accuracy) < 0.1
+    assert accuracy > 0.9
+    assert abs(result.metrics["accuracy"] - accuracy) < 0.05
 
     private = (tmp_path / "keys", tmp_path / "job", tmp_path / "other")
     written = [
@@ -223,7 +226,7 @@ def test_secagg_bears_a_supernode_that_dies_in_training_and_takes_it_back(
         for i, folder in enumerate(folders.values())
     ]
     nodes = start(federation, configs)
-    job = {**JOB, "train.rounds": 2, "secure.scheme": "secagg", "round.deadline": 60}
+    job = {**JOB, "train.rounds": 2, "secure.scheme": "secagg", "round.deadline": 150}
     job |= {"round.min-nodes": 3, "run.dir": tmp_path / "runs", "run.id": "masked"}
     folder = tmp_path / "runs" / "masked"
 
