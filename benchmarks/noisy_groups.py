@@ -142,18 +142,18 @@ def run(cell: Cell, seed: int) -> float:
                 sent[node] = np.where(update > 0, 0, 2 * encoder.half)
         members = [[int(name) for name in group] for group in groups.members]
         means = [
-            (encoder.decode_sum(sent[who].sum(axis=0), len(who)) / len(who))
+            encoder.decode_sum(sent[who].sum(axis=0), len(who)) / len(who)
             for who in members
         ]
-        update = means[0]
+        step: NDArray[np.floating] = means[0]
         if cell.job.secure.group_size:
             decision = rule(
                 [mean.astype(np.float32) for mean in means], list(map(str, members))
             )
-            update = decision.update
+            step = decision.update
             cell.left_out += [bool(share == 0) for share in decision.shares]
             cell.spoilt += [min(who) < cell.attackers for who in members]
-        speed = MOMENTUM * speed + update.reshape(SHAPE)
+        speed = MOMENTUM * speed + step.reshape(SHAPE)
         model = model + rate * speed
         if 2 * number >= ROUNDS:
             late.append(model)

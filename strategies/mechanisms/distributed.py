@@ -56,9 +56,9 @@ epsilon  one sum            5 groups of 40     10 groups of 20
 =======  =================  =================  =================
 
 The noise of a group's mean was 2.6 and 5.1 times the longest mean there can be at
-epsilon 8, and 1.3 and 2.5 times at epsilon 20. Where it was up to 2.6, WFAgg left out 73
-to 100 % of the spoilt groups, at 5.1 a third to two thirds; of the other groups up to
-15 % of five and 2 % of ten. So groups below about 2.5 are of use against such nodes,
+epsilon 8, and 1.3 and 2.5 times at epsilon 20. Where it was up to 2.6, WFAgg left out
+73 to 100 % of the spoilt groups, at 5.1 a third to two thirds; of the other groups up
+to 15 % of five and 2 % of ten. So groups up to about 2.5 are of use against such nodes,
 and without them one sum of all is better in any case.
 """
 
