@@ -31,7 +31,7 @@ sys.stdin.buffer.read()
 try:
     os.killpg(int(sys.argv[1]), signal.SIGKILL)
 except (ProcessLookupError, PermissionError):
-    pass
+    pass  # it has ended
 """
 
 

@@ -165,7 +165,7 @@ class Federation:
                 frame = open_frame(data, self.roster, expected, 0)
                 self.bind(reply.metadata.src_node_id, frame.member)
             except ProtocolError:
-                continue
+                continue  # it is not bound, so nothing of it is taken
             if frame.member.role == DECRYPTOR:
                 self.decryptors.add(reply.metadata.src_node_id)
         return phase

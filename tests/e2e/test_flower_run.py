@@ -57,7 +57,7 @@ class Machine:
                 if process.environ().get(MARK) == self.mark:
                     found[process.pid] = process
             except (psutil.Error, OSError):
-                continue
+                continue  # it ended, or is somebody else's
         return list(found.values())
 
 

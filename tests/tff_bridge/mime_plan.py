@@ -41,7 +41,7 @@ def gradient(x, y, w, b):
 
 class MimeSilo:
     def __init__(self, program: object = None) -> None:
-        pass
+        """Take the place of a runtime; what a program holds is written here."""
 
     def work(self, x, y, order, batch_size, prepared, seconds=None):
         w, b, lr, *momentum = (np.array(leaf, np.float64) for leaf in prepared)

@@ -102,4 +102,4 @@ def test_rows_that_are_not_there_are_an_error():
     x, y = arrays(3)
     wrong = MADE.of(x, y, [np.array([0, 9])], 2)
     with pytest.raises(RunError, match="could not run work"), wrong:
-        pass
+        pass  # entering fails

@@ -90,7 +90,7 @@ def test_both_are_told_if_the_server_evaluates_too(tmp_path, plan):
 def test_silos_without_tensorflow_evaluate_with_torch(tmp_path, plan, monkeypatch):
     """Two kinds of silos in one evaluation: the numbers of either kind alone."""
     expected = go(tmp_path, "plan", ASK, plan)
-    even = lambda config: int(config["partition-id"]) % 2 == 0  # noqa: E731
+    even = lambda config: int(config["partition-id"]) % 2 == 0  # noqa: E731  # shorter than a def
     monkeypatch.setattr(client, "uses_torch", even)
     before = NumpySilo.evaluations
     mixed = go(tmp_path, "mixed", {**ASK, "tff.mixed": True}, plan)
@@ -121,7 +121,7 @@ class Scored(Task):
             ["accuracy"], "privacy.mechanism",
         ),
     ],
-)  # fmt: skip
+)  # fmt: skip  # a row for each case
 def test_torch_evaluates_where_the_plan_does_not_and_it_is_said(
     tmp_path, given, task, changes, metrics, reason
 ):

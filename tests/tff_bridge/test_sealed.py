@@ -154,7 +154,7 @@ def test_a_plan_of_integers_is_a_round_of_ours():
     training = Training.of(sealed_plan())
     assert training.sealed.size == SIZE
     assert training.sealed.runs == ((1, 2), (1, 2**32), (1, 2**20), (21, 2**32),
-                                    (1, 2**20))  # fmt: skip
+                                    (1, 2**20))  # fmt: skip  # one line less
     assert not training.counts
     assert Training.of(plan_of()).sealed is None
 

@@ -20,7 +20,7 @@ __all__ = ["BreastCancer"]
 
 # Mean and standard deviation of each feature over all 569 rows, to four digits, in the
 # order and units of scikit-learn's load_breast_cancer: ten means, ten standard errors,
-# ten worst values.
+# ten worst values; a line for each ten, so
 # fmt: off
 _MEAN = np.array([
     14.13, 19.29, 91.97, 654.9, 0.09636, 0.1043, 0.0888, 0.04892, 0.1812, 0.0628,

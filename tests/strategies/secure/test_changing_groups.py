@@ -117,7 +117,7 @@ class Encrypted:
     def __init__(self, regroup=True):
         keys = {"key_holder": "decryptor", "round.min-nodes": NODES + 1}
         job = support.job_of("bfv", group_size=SIZE, regroup=regroup, **keys)
-        amount = lambda node, number: STEPS[node]  # noqa: E731
+        amount = lambda node, number: STEPS[node]  # noqa: E731  # shorter than a def
         self.f = support.Round(job, NODES + 1, amount, inner=equal_mean())
         self.told = self.f.told
 
