@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from truststram.errors import ConfigError, ProtocolError, RunError
 from truststram.rng import derive_seed
 
+from .checked_json import canonical_json
 from .job import CrossSiloJob, shape_of
-from .manifest import canonical_json
 from .pieces import PIECES, Leaf, Piece, Program
 from .plan import Plan, read_plan
 from .subprocess_tree import run_bounded

@@ -35,7 +35,7 @@ from truststram.errors import ConfigError
 from truststram.job import Job
 from truststram.keys import Rule, Value
 
-from .manifest import canonical_json
+from .checked_json import canonical_json
 from .plan_keys import PlanKeys
 
 __all__ = ["CrossSiloJob", "PlanKeys", "read_job"]

@@ -10,12 +10,23 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from truststram.errors import ProtocolError
 
+from .checked_json import (
+    MAX_ENTRIES,
+    a_list,
+    a_mapping,
+    a_text,
+    an_integer,
+    an_object,
+    parsed,
+    typed,
+    wrong,
+)
 from .pieces import PIECES, ROLES, SLOTS, Leaf, Piece, Program, check_pieces
 
 __all__ = [
@@ -26,7 +37,6 @@ __all__ = [
     "Parts",
     "Piece",
     "Program",
-    "canonical_json",
     "decode",
     "encode",
     "with_graphs",
@@ -36,7 +46,6 @@ NAME = "plan.json"
 WEIGHTS = "weights.safetensors"
 FORMAT, VERSION = "truststram-tff-plan", 1
 MAX_MANIFEST = 1 << 22
-MAX_LEAVES = 20_000
 MAX_ELEMENTS = 1 << 27
 
 PROGRAMS = ("train", "evaluate", "analytics")
@@ -46,7 +55,6 @@ DTYPES = (
 )
 _TENSOR = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_./>-]{0,500}:[0-9]{1,5}")
 _OPERATION = re.compile(r"([A-Za-z0-9_.][A-Za-z0-9_./>-]{0,500})?")
-Kind = TypeVar("Kind")
 # What is read of a job that has a training; PlanKeys and the ordinary keys.
 _WORDS = ("server.optimizer", "tff.algorithm", "tff.aggregator")
 _NUMBERS = ("train.lr", "train.momentum", "server.lr", "server.momentum")
@@ -114,28 +122,27 @@ def decode(content: bytes) -> Parts:
     """
     if len(content) > MAX_MANIFEST:
         raise ProtocolError("plan-size", f"a manifest has at most {MAX_MANIFEST} bytes")
-    try:
-        raw = json.loads(content, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise _wrong("it is not JSON") from None
+    raw = parsed(content)
     keys = ("format", "version", "job", "built_with", "programs", "parameters")
-    top = _object(raw, (*keys, "privacy", "files"))
+    top = an_object(raw, (*keys, "privacy", "files"))
     if top["format"] != FORMAT or top["version"] != VERSION:
-        raise _wrong(f"not version {VERSION} of {FORMAT}")
+        raise wrong(f"not version {VERSION} of {FORMAT}")
     parameters = {
-        _text(name): _shape(shape, fixed=True)
-        for name, shape in _mapping(top["parameters"]).items()
+        a_text(name): _shape(shape, fixed=True)
+        for name, shape in a_mapping(top["parameters"]).items()
     }
     parts = Parts(
         job=_job(top["job"]),
-        built_with={_text(k): _text(v) for k, v in _mapping(top["built_with"]).items()},
-        programs={n: _program(p) for n, p in _mapping(top["programs"]).items()},
+        built_with={
+            a_text(k): a_text(v) for k, v in a_mapping(top["built_with"]).items()
+        },
+        programs={n: _program(p) for n, p in a_mapping(top["programs"]).items()},
         parameters=parameters,
-        privacy=None if top["privacy"] is None else _mapping(top["privacy"]),
-        files={_text(n): _file(entry) for n, entry in _mapping(top["files"]).items()},
+        privacy=None if top["privacy"] is None else a_mapping(top["privacy"]),
+        files={a_text(n): _file(entry) for n, entry in a_mapping(top["files"]).items()},
     )
     if not parts.programs or not set(parts.programs) <= set(PROGRAMS):
-        raise _wrong(f"programs are some of {', '.join(PROGRAMS)}")
+        raise wrong(f"programs are some of {', '.join(PROGRAMS)}")
     if "train" in parts.programs or not parts.job.get("tff.computation"):
         _check_training(parts.job)
     for name, program in parts.programs.items():
@@ -168,153 +175,99 @@ def with_graphs(parts: Parts, files: Mapping[str, bytes]) -> dict[str, Program]:
 
 def _job(raw: Any) -> dict[str, Any]:
     """Return a job's keys: names and plain values, one of them the task's name."""
-    found = _mapping(raw)
+    found = a_mapping(raw)
     for name, value in found.items():
-        _text(name)
+        a_text(name)
         if isinstance(value, str):
-            _text(value)
+            a_text(value)
         elif not isinstance(value, int | float) or not math.isfinite(value):
-            raise _wrong("a job has texts, finite numbers and truth values")
-    _text(found.get("task.name"))
-    _text(found.get("tff.computation", ""))
+            raise wrong("a job has texts, finite numbers and truth values")
+    a_text(found.get("task.name"))
+    a_text(found.get("tff.computation", ""))
     return found
 
 
 def _check_training(job: Mapping[str, Any]) -> None:
     """Check the keys of a training: everybody may read them then."""
     for name in _WORDS:
-        _text(job.get(name))
-    _text(job.get("tff.weighting"), _WEIGHTING)
+        a_text(job.get(name))
+    a_text(job.get("tff.weighting"), _WEIGHTING)
     for name in _NUMBERS:
         if type(job.get(name)) not in (int, float):
-            raise _wrong(f"the job's {name} is no number")
+            raise wrong(f"the job's {name} is no number")
     for name in _COUNTS:
-        _integer(job.get(name), 1, MAX_COUNT)
+        an_integer(job.get(name), 1, MAX_COUNT)
 
 
 def _program(raw: Any) -> Program:
-    made = _object(raw, ("pieces", "data", "additive", "parameters"))
-    pieces = _object(made["pieces"], PIECES)
-    work_inputs = len(_list(_mapping(pieces["work"]).get("inputs")))
+    made = an_object(raw, ("pieces", "data", "additive", "parameters"))
+    pieces = an_object(made["pieces"], PIECES)
+    work_inputs = len(a_list(a_mapping(pieces["work"]).get("inputs")))
     return Program(
         pieces={name: _piece(pieces[name], name) for name in PIECES},
-        data=_integer(made["data"], 1, work_inputs),
-        additive=_typed(made["additive"], bool),
-        parameters=tuple(_integer(i, 0, MAX_LEAVES) for i in _list(made["parameters"])),
+        data=an_integer(made["data"], 1, work_inputs),
+        additive=typed(made["additive"], bool),
+        parameters=tuple(
+            an_integer(i, 0, MAX_ENTRIES) for i in a_list(made["parameters"])
+        ),
     )
 
 
 def _piece(raw: Any, name: str) -> Piece:
-    made = _object(raw, ("inputs", "outputs", "initialize", "token"))
+    made = an_object(raw, ("inputs", "outputs", "initialize", "token"))
     return Piece(
-        inputs=tuple(_leaf(leaf) for leaf in _list(made["inputs"])),
-        outputs=tuple(_leaf(x, sent=name == "work") for x in _list(made["outputs"])),
-        initialize=_text(made["initialize"], _OPERATION),
-        token=_text(made["token"], _TENSOR) if made["token"] else "",
+        inputs=tuple(_leaf(leaf) for leaf in a_list(made["inputs"])),
+        outputs=tuple(_leaf(x, sent=name == "work") for x in a_list(made["outputs"])),
+        initialize=a_text(made["initialize"], _OPERATION),
+        token=a_text(made["token"], _TENSOR) if made["token"] else "",
     )
 
 
 def _leaf(raw: Any, sent: bool = False, element: bool = False) -> Leaf:
     """Return one leaf; only ``sent`` ones have role and slot."""
     more = ("role",) if sent else ()
-    made = _object(
+    made = an_object(
         raw,
         ("path", "tensor", "dtype", "shape", *more),
         ("slot", "limit") if sent else ("elements",),
     )
-    elements = tuple(_leaf(x, element=True) for x in _list(made.get("elements", [])))
-    dtype = _text(made["dtype"])
+    elements = tuple(_leaf(x, element=True) for x in a_list(made.get("elements", [])))
+    dtype = a_text(made["dtype"])
     if dtype not in (DTYPES if element or not elements else ("dataset",)):
-        raise _wrong(f"dtype {dtype[:20]!r}")
+        raise wrong(f"dtype {dtype[:20]!r}")
     slot, limit = made.get("slot", "accumulate"), made.get("limit", 0)
     role = made.get("role", "")
     if slot not in SLOTS or role not in (ROLES if sent else ("",)):
-        raise _wrong("an unknown role or slot")
+        raise wrong("an unknown role or slot")
     if slot == "accumulate" and "limit" in made:
-        raise _wrong("a limit of what is not in a secure sum")
+        raise wrong("a limit of what is not in a secure sum")
     if slot != "accumulate" and dtype not in ("int32", "int64"):
-        raise _wrong("a secure sum of what is no integer")
+        raise wrong("a secure sum of what is no integer")
     return Leaf(
-        path=_text(made["path"]),
-        tensor="" if element else _text(made["tensor"], _TENSOR),
+        path=a_text(made["path"]),
+        tensor="" if element else a_text(made["tensor"], _TENSOR),
         dtype=dtype,
         shape=_shape(made["shape"], fixed=sent),
         elements=elements,
         role=role,
         slot=slot,
-        limit=_integer(limit, 1, 1 << 62) if slot != "accumulate" else 0,
+        limit=an_integer(limit, 1, 1 << 62) if slot != "accumulate" else 0,
     )
 
 
 def _shape(raw: Any, fixed: bool) -> tuple[Any, ...]:
-    sizes = _list(raw)
+    sizes = a_list(raw)
     for size in sizes:
         if size is None and not fixed:
             continue
-        _integer(size, 0, MAX_ELEMENTS)
+        an_integer(size, 0, MAX_ELEMENTS)
     if len(sizes) > 16 or math.prod(n for n in sizes if n) > MAX_ELEMENTS:
         raise ProtocolError("plan-size", f"an array of more than {MAX_ELEMENTS} values")
     return tuple(sizes)
 
 
 def _file(raw: Any) -> tuple[int, str]:
-    entry = _list(raw)
+    entry = a_list(raw)
     if len(entry) != 2:
-        raise _wrong("a file has a size and a hash")
-    return _integer(entry[0], 0, 1 << 40), _text(entry[1], _HASH)
-
-
-def _object(
-    raw: Any, keys: Sequence[str], optional: Sequence[str] = ()
-) -> dict[str, Any]:
-    found = _mapping(raw)
-    if not set(keys) <= set(found) <= {*keys, *optional}:
-        raise _wrong(f"expected the keys {', '.join(keys)}")
-    return found
-
-
-def _mapping(raw: Any) -> dict[str, Any]:
-    return _typed(raw, dict)
-
-
-def _list(raw: Any) -> list[Any]:
-    found = _typed(raw, list)
-    if len(found) > MAX_LEAVES:
-        raise ProtocolError("plan-size", f"a list of more than {MAX_LEAVES} entries")
-    return found
-
-
-def _text(raw: Any, pattern: re.Pattern[str] | None = None) -> str:
-    """Return a text without characters that could change what a terminal shows."""
-    found = _typed(raw, str)
-    if len(found) > 2000 or not found.isprintable():
-        raise _wrong("a name or text is too long or not printable")
-    if pattern and not pattern.fullmatch(found):
-        raise _wrong("a name or text is not as expected")
-    return found
-
-
-def _integer(raw: Any, low: int, high: int) -> int:
-    found = _typed(raw, int)
-    if not low <= found <= high:
-        raise _wrong(f"an integer outside [{low}, {high}]")
-    return found
-
-
-def _typed(raw: Any, kind: type[Kind]) -> Kind:
-    if type(raw) is not kind:  # a bool is no int here
-        raise _wrong(f"expected {kind.__name__}, found {type(raw).__name__}")
-    return raw
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(name)
-
-
-def _wrong(detail: str) -> ProtocolError:
-    return ProtocolError("plan-manifest", detail)
-
-
-def canonical_json(value: object) -> bytes:
-    """Return the one JSON text of a value, for hashes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+        raise wrong("a file has a size and a hash")
+    return an_integer(entry[0], 0, 1 << 40), a_text(entry[1], _HASH)
