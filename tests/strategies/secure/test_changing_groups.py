@@ -145,6 +145,19 @@ def test_a_layer_sums_over_other_groups_for_another_model_only(kind):
     assert made.told("reply-dropped") == made.told("secure-refused") == []
 
 
+def test_nodes_refuse_sums_over_two_divisions_for_one_model(kind):
+    made = kind()
+    assert made.round(0.1) is not None
+    # A server that divides its nodes in another way for the same model.
+    names = [n for group in made.f.layer._groups.members for n in group]
+    made.f.layer._groups = Groups.of(names, SIZE, "another run")
+    assert made.round(0.1) is None
+    drawn = [sets(event["groups"]) for event in made.told("secure-groups")]
+    assert drawn[0] != drawn[1]
+    assert len(made.told("secure-sum")) == 4
+    assert made.round(0.2) is not None
+
+
 def test_groups_stay_and_are_not_told_without_the_setting(kind):
     made = kind(regroup=False)
     for value in (0.1, 0.2):
