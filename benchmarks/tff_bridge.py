@@ -40,6 +40,7 @@ INPUTS = (
     "tff_bridge/batches.py",
     "tff_bridge/client.py",
     "tff_bridge/compile_plan.py",
+    "tff_bridge/evaluation.py",
     "tff_bridge/execution.py",
     "tff_bridge/leaves.py",
     "tff_bridge/runtime.py",
@@ -164,21 +165,26 @@ def rounds_of(
 
 
 def hospitals() -> Iterator[Line]:
-    """Yield the accuracy of a plan and of the torch job on breast-cancer."""
+    """Yield what a plan and the torch job find on breast-cancer, server and silos."""
     progress("tff_bridge: hospitals")
     job = CrossSiloJob.of({"task.name": "breast-cancer", **SETTINGS})
     plan = compiler.compile_job(job, time_limit=LONGEST)
     register_task("breast-cancer", starting_from(BreastCancer, plan.weights))
     with tempfile.TemporaryDirectory() as folder:
         plan.write(Path(folder) / "job.tffplan")
-        keys: dict[str, Value] = {**SETTINGS, "task.name": "breast-cancer"}
-        found = {}
+        keys: dict[str, Value] = {
+            **SETTINGS,
+            "task.name": "breast-cancer",
+            "round.evaluate": "both",
+        }
+        found, rounds = {}, []
         for name, more in (
             ("torch", {}),
             ("plan", {"tff.plan": str(Path(folder) / "job.tffplan")}),
         ):
             result = run(Path(folder), name, {**keys, **more, "train.rounds": 20})
             found[name] = 100 * float(result.metrics["accuracy"] or 0.0)
+            rounds.append([r.metrics for r in result.rounds])
     yield line(
         "accuracy on breast-cancer: difference to torch",
         abs(found["plan"] - found["torch"]),
@@ -187,6 +193,18 @@ def hospitals() -> Iterator[Line]:
         seeds=[SEED],
         note=f"20 rounds, 4 hospitals; plan {found['plan']:.2f} %, torch "
         f"{found['torch']:.2f} %",
+    )
+    yield line(
+        "evaluation by the hospitals: difference to torch",
+        max(
+            abs(float(ours[name] or 0.0) - float(theirs[name] or 0.0))
+            for theirs, ours in zip(*rounds, strict=True)
+            for name in ("client-accuracy", "client-loss")
+        ),
+        goal="ours <= 1e-6",
+        seeds=[SEED],
+        note="accuracy and loss on what they hold out, worst of 20 rounds; federated "
+        "evaluation of the plan, and torch",
     )
 
 
