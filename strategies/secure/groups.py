@@ -3,8 +3,9 @@
 A robust rule must see several updates, a secure sum shows one. Summing inside groups of
 g clients and judging the groups' means is both (Velicheti, Xia and Koyejo, "Secure
 Byzantine-Robust Distributed Learning via Clustering", arXiv 2110.02940). Differences:
-there the clusters are drawn anew in every round and here they are fixed for the job
-unless ``secure.regroup`` says otherwise, and a mean of too few clients is not looked at.
+there the clusters are drawn anew in every round and here they are fixed for the job,
+unless ``secure.regroup`` says otherwise, and the mean of too few clients is not looked
+at.
 
 Why the groups are fixed
 ------------------------
