@@ -24,7 +24,8 @@ from truststram.errors import ConfigError
 from truststram.events import read
 from truststram.job import Job
 from truststram.privacy.finished import Finished
-from truststram.privacy.plan import lines, preview
+from truststram.privacy.plan import preview
+from truststram.privacy.plan_text import lines
 from truststram.privacy.report import report
 
 ONE_SUM = {

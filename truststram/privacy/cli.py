@@ -64,7 +64,8 @@ def plan(
     json: Json = False,
 ) -> None:
     """Before a run: its guarantee, the noise of every mechanism, and if it can work."""
-    from .plan import lines, preview
+    from .plan import preview
+    from .plan_text import lines
 
     job = Job.of(read_options(config, changes or [], None))
     content = preview(job, nodes, shuffled)

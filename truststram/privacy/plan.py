@@ -9,30 +9,18 @@ budget was hopeless.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .._locate import app_module
 from ..errors import ConfigError
 from ..job import Job
 from ..records import Spec
-from ..task import Node
 from ..tasks import load_task
 from ..techniques import Plan, stack
+from .plan_of_examples import of_examples
+from .plan_text import verdict
 
-__all__ = ["lines", "model_size", "preview", "verdict"]
-
-# Up to this ratio of noise to signal ... Single rounds may be noisier than they are
-# informative: over T rounds that agree, the ratio falls by the root of T.
-VERDICTS = (
-    (1.0, "good: the noise of a {unit} is not longer than its sum can be"),
-    (4.0, "bearable: expect to lose some accuracy, averaged over many {unit}s"),
-    (15.0, "poor: only very many {unit}s that agree can be heard above the noise"),
-    (math.inf, "hopeless"),
-)
-REMEDY = "use more nodes per round, fewer rounds, a smaller model or a larger epsilon"
-STEPS_REMEDY = "use more data, larger batches, a smaller model or a larger epsilon"
-BATCHES = 12
+__all__ = ["model_size", "preview"]
 
 
 def preview(job: Job, nodes: int, shuffled: int = 0) -> dict[str, Any]:
@@ -63,7 +51,7 @@ def preview(job: Job, nodes: int, shuffled: int = 0) -> dict[str, Any]:
     size = model_size(job)
     common = {"task": job.task.name, "nodes": nodes, "parameters": size}
     examples = job.privacy.unit == "example"
-    found = _of_examples if examples else _of_clients
+    found = of_examples if examples else _of_clients
     if job.privacy.distributed:
         found = _of_shares
     content = {**common, **found(job, nodes, size), **_of_evaluation(job, nodes)}
@@ -76,23 +64,6 @@ def model_size(job: Job) -> int:
 
     model = load_task(job.task.name).model(job, seed=0)
     return Spec.of(ArrayRecord(model.state_dict())).size
-
-
-def verdict(ratio: float, remedy: str = REMEDY, unit: str = "round") -> str:
-    """Return what a noise-to-signal ratio means.
-
-    Parameters
-    ----------
-    ratio : float
-    remedy : str
-        What to do if it is hopeless.
-    unit : str
-        What has noise: a round or a step.
-    """
-    text = next(text for limit, text in VERDICTS if ratio <= limit).format(unit=unit)
-    if ratio <= VERDICTS[-2][0]:
-        return f"{text} (noise / signal {ratio:.2g})"
-    return f"{text}: the noise is {ratio:,.0f} times the longest possible sum; {remedy}"
 
 
 def _of_clients(job: Job, nodes: int, size: int) -> dict[str, Any]:
@@ -242,115 +213,3 @@ def _of_shuffling(job: Job, size: int, reports: int) -> dict[str, Any]:
             "available": False,
         }
     }
-
-
-def _of_examples(job: Job, nodes: int, size: int) -> dict[str, Any]:
-    """Return the plan for DP-SGD: every node has its own noise."""
-    from ..tasks import dp_plan
-
-    counts = sorted(_counts(job, nodes))
-    chosen = sorted({counts[0], counts[len(counts) // 2], counts[-1]})
-    rows = [_row(job, n, size) for n in chosen]
-    middle = _row(job, counts[len(counts) // 2], size)
-    ledger = dp_plan.node_ledger(job, middle["examples"], size)
-    batch = _bearable_batch(job, middle["examples"], size)
-    advice = "No batch size gives a noise / signal of 1 at this budget."
-    if batch:
-        advice = f"At this budget train.batch-size = {batch} gives about 1."
-    return {
-        "guarantee": f"A node with {middle['examples']} examples, after all "
-        f"{job.train.rounds} rounds: {ledger.describe()}",
-        "epsilon": job.privacy.epsilon,
-        "delta": job.privacy.delta,
-        "mechanism": "gaussian",
-        "per-node": rows,
-        "noise-to-signal": middle["noise-to-signal"],
-        "verdict": verdict(middle["noise-to-signal"], STEPS_REMEDY, "step"),
-        "bearable": {"batch-size": batch},
-        "advice": advice,
-    }
-
-
-def _counts(job: Job, nodes: int) -> Iterator[int]:
-    """Yield the number of training examples of each simulated node."""
-    task = load_task(job.task.name)
-    for i in range(nodes):
-        node = Node(str(i), i, nodes, job.data.path or None)
-        yield len(task.train_data(job, node))
-
-
-def _row(job: Job, n: int, size: int) -> dict[str, Any]:
-    """Return the noise of a node with n examples."""
-    from ..tasks import dp_plan
-
-    release = dp_plan.planned_release(job, n, size)
-    batch = min(job.train.batch_size, n)
-    return {
-        "examples": n,
-        "steps": job.train.rounds * dp_plan.steps_per_round(job, n),
-        "rate": release.sampling.rate,
-        "noise-multiplier": release.scale,
-        "noise-to-signal": release.scale * math.sqrt(size) / batch,
-    }
-
-
-def _bearable_batch(job: Job, n: int, size: int) -> int:
-    """Return about the least batch size with a ratio of 1; 0 if there is none."""
-    batch = job.train.batch_size
-    for _ in range(BATCHES):
-        batch = min(batch, n)
-        row = _row(job.replace({"train.batch-size": batch}), n, size)
-        if row["noise-to-signal"] <= 1:
-            return batch
-        if batch == n:
-            break
-        batch *= 2
-    return 0
-
-
-def lines(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the plan as text, without its table."""
-    size = f"{content['parameters']:,} values"
-    yield f"{content['task']}: {size}, {content['nodes']:,} nodes"
-    yield content["guarantee"]
-    yield f"Noise: {content['verdict']}."
-    yield content["advice"]
-    yield from _schedule_line(content)
-    if found := content.get("groups"):
-        yield (
-            f"Groups: {found['count']} sums. The noise in the mean of one is "
-            f"{found['noise-to-signal']:.2g} times the longest mean, which "
-            f"{found['size-for-1']:,} nodes that all answer would make 1; one sum of "
-            f"all nodes would have {found['one-sum']:.2g}."
-        )
-        if found["warning"]:
-            yield found["warning"]
-    if told := content.get("evaluation"):
-        yield (
-            f"Evaluation by the nodes: {told['times']} x epsilon "
-            f"{told['epsilon']:.3g}; the noise in the mean accuracy of "
-            f"{told['nodes']:,} nodes has a standard deviation of "
-            f"{told['error-points']:.2g} points."
-        )
-    if mixed := content.get("shuffled"):
-        yield (
-            f"Not in this version: if a party other than the server mixed "
-            f"{mixed['replies']:,} replies of honest nodes, one round would cost "
-            f"epsilon {mixed['epsilon']:.3g} at delta {mixed['delta']:g} instead of "
-            f"{mixed['local-epsilon']:.3g}. Flower's server sees which node sent what, "
-            "so nothing above counts on it."
-        )
-
-
-def _schedule_line(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how the noise changes over the rounds, if it does."""
-    levels = content.get("levels", [])
-    if content.get("schedule") == "increasing":
-        falls = ", ".join(f"{x['rounds']} x {x['std']:.3g}" for x in levels)
-        yield f"Rounds and their noise (std, in clips): {falls}."
-    if content.get("schedule") == "on-plateau":
-        yield (
-            f"The noise starts at {levels[0]['std']:.3g} clips and falls when the "
-            "server's public test data show no progress, as far as the budget lasts "
-            "for the rounds that are left."
-        )

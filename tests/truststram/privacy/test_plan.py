@@ -10,7 +10,8 @@ import pytest
 from tests.support.task import CLASSES, FEATURES, TinyTask
 from truststram.errors import ConfigError
 from truststram.job import Job
-from truststram.privacy.plan import lines, preview, verdict
+from truststram.privacy.plan import preview
+from truststram.privacy.plan_text import lines, verdict
 from truststram.tasks import register_task
 from truststram.techniques import calibrate
 
