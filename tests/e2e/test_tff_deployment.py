@@ -32,7 +32,7 @@ def test_three_supernodes_run_a_plan_and_one_refuses_it(federation, tmp_path):
         )
     done = federation.submit(
         f'task.name="breast-cancer" tff.plan="{BREAST_CANCER}" train.rounds=2 '
-        f'round.min-nodes=3 run.dir="{runs}" run.id="plan"'
+        f'round.min-nodes=3 round.evaluate="both" run.dir="{runs}" run.id="plan"'
     )
     path = runs / "plan" / "events.jsonl"
     assert path.exists(), done.stdout[-4000:] + done.stderr[-2000:]
@@ -41,10 +41,15 @@ def test_three_supernodes_run_a_plan_and_one_refuses_it(federation, tmp_path):
     for row in result.rounds:
         assert (row.cohort, row.replies, row.codes) == (3, 3, {})
         assert row.train_metrics["train-examples"] > 0
+        assert row.metrics["client-accuracy"] > 0.8
     assert result.metrics["accuracy"] > 0.9
     events = [json.loads(line) for line in path.read_text().splitlines()]
     [plan] = [e for e in events if e["kind"] == "tff-plan"]
     assert (plan["plan"], plan["pinned"]) == (sha256, "each node")
+    assert plan["evaluation"] == "plan"
+    offered = [e for e in events if e["kind"] == "plan-offered"]
+    assert sum(e["answered"] for e in offered) == 3
+    assert sum(e["bytes_down"] for e in offered) > 4 * BREAST_CANCER.stat().st_size
     refused = [e for e in events if e["kind"] == "node-refused"]
     assert len(refused) == 1
     assert "is not pinned here" in refused[0]["reason"]
