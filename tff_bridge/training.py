@@ -16,7 +16,7 @@ __all__ = ["Training", "obstacles"]
 # Counts that an aggregator of the plan keeps (of clipped updates and the like) are few
 # and small: they travel as metrics.
 MAX_SUM = 64
-# A silo draws the order of its examples for every pass before the first.
+# Nobody needs more in a round; a plan that asks for them would only hold silos up.
 MAX_EPOCHS = 1000
 
 
