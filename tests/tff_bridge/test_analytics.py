@@ -24,8 +24,8 @@ from tff_bridge.strategy import PLAN
 from truststram._flower import make_context
 from truststram.errors import ConfigError, ProtocolError, RunError
 from truststram.job import Job
-from truststram.progress import summary
 from truststram.result import RunResult
+from truststram.summary import summary
 from truststram.tasks import register_task
 
 ALONE = {"train.rounds": 1, "round.evaluate": "none"}

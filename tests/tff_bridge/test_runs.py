@@ -35,9 +35,9 @@ from truststram.errors import (
     RunError,
 )
 from truststram.job import Job
-from truststram.progress import summary
 from truststram.records import pack
 from truststram.result import RunResult
+from truststram.summary import summary
 from truststram.tasks import register_task
 
 SEED = 3
