@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
+from truststram.errors import ConfigError
 from truststram.job import Job
 from truststram.sections import ServerKeys
 
@@ -29,7 +30,7 @@ from .part import Part
 from .plan import Plan
 from .training import Training
 
-__all__ = ["Analytics", "checked", "conflicts", "obstacles"]
+__all__ = ["Analytics", "check_alone", "checked", "conflicts", "obstacles"]
 
 # A result is an event of the run, and a part of its report.
 MAX_RESULT = 100_000
@@ -155,3 +156,15 @@ _CONFLICTS: tuple[tuple[Callable[[Job], bool], str], ...] = (
 def conflicts(job: Job) -> list[str]:
     """Return a line for each setting that a computation cannot have."""
     return [line for applies, line in _CONFLICTS if applies(job)]
+
+
+def check_alone(job: Job) -> None:
+    """Refuse a job whose settings a computation cannot have.
+
+    Raises
+    ------
+    ConfigError
+        One line for each of them.
+    """
+    if lines := conflicts(job):
+        raise ConfigError("\n".join(f"tff.plan with {line}." for line in lines))

@@ -12,9 +12,9 @@ one pass and 423 MiB for 20.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, reduce
+from functools import reduce
 from itertools import count
 from typing import Any
 
@@ -39,6 +39,7 @@ class Batches:
     def __init__(self) -> None:
         self._orders: dict[int, Order | None] = {}  # of the data sets in use
         self._numbers = count()
+        self._traced: dict[Callable[..., Any], Any] = {}
 
     @contextmanager
     def of(self, x: Array, y: Array, order: Order | None, size: int) -> Iterator[Any]:
@@ -67,35 +68,26 @@ class Batches:
     def _variant(self, x: Array, y: Array, number: int, size: int) -> Any:
         order, rows = self._orders[number], np.int64(size)
         if order is None:
-            return self._in_order(x, y, rows)
+            return self._made(_in_order, x, y, rows)
         if _fit(x, y, len(order)):
-            return self._together(x, y, tuple(order), rows)
-        return self._in_turn(x, y, np.int64(number), np.int64(len(order)), rows)
+            return self._made(_together, x, y, tuple(order), rows)
+        passes = (np.int64(number), np.int64(len(order)))
+        return self._made(self._in_turn, x, y, *passes, rows)
 
-    @cached_property
-    def _in_order(self) -> Any:
-        return _traced(lambda x, y, size: _one_pass(x, y, None, size))
+    def _made(self, batches: Callable[..., Any], *given: Any) -> Any:
+        """Return the variant of what ``batches`` makes of arrays."""
+        if batches not in self._traced:
+            self._traced[batches] = _traced(batches, given)
+        return self._traced[batches](*given)
 
-    @cached_property
-    def _together(self) -> Any:
-        def batches(x: Any, y: Any, order: Any, size: Any) -> Any:
-            passes = (_one_pass(x, y, rows, size) for rows in order)
-            return reduce(lambda first, other: first.concatenate(other), passes)
-
-        return _traced(batches)
-
-    @cached_property
-    def _in_turn(self) -> Any:
+    def _in_turn(self, x: Any, y: Any, number: Any, passes: Any, size: Any) -> Any:
         tf = tensorflow()
 
-        def batches(x: Any, y: Any, number: Any, passes: Any, size: Any) -> Any:
-            def one(i: Any) -> Any:
-                rows = tf.numpy_function(self._rows, [number, i], tf.int64)
-                return _one_pass(x, y, tf.ensure_shape(rows, [None]), size)
+        def one(i: Any) -> Any:
+            rows = tf.numpy_function(self._rows, [number, i], tf.int64)
+            return _one_pass(x, y, tf.ensure_shape(rows, [None]), size)
 
-            return tf.data.Dataset.range(passes).flat_map(one)
-
-        return _traced(batches)
+        return tf.data.Dataset.range(passes).flat_map(one)
 
     def _rows(self, number: int, i: int) -> NDArray[np.int64]:
         order = self._orders[int(number)]
@@ -109,8 +101,20 @@ def _fit(x: Array, y: Array, passes: int) -> bool:
     return passes == 1 or (passes <= PASSES and small)
 
 
-def _traced(batches: Any) -> Any:
-    """Return a function that makes the variant of what ``batches`` makes."""
+def _in_order(x: Any, y: Any, size: Any) -> Any:
+    return _one_pass(x, y, None, size)
+
+
+def _together(x: Any, y: Any, order: tuple[Any, ...], size: Any) -> Any:
+    passes = (_one_pass(x, y, rows, size) for rows in order)
+    return reduce(lambda first, other: first.concatenate(other), passes)
+
+
+def _traced(batches: Callable[..., Any], given: tuple[Any, ...]) -> Any:
+    """Return a function that makes the variant of what ``batches`` makes.
+
+    It is traced here, for any number of rows, and not again.
+    """
     tf = tensorflow()
     # Rewriting the pipeline before each pass takes longer than small silos train.
     options = tf.data.Options()
@@ -121,7 +125,13 @@ def _traced(batches: Any) -> Any:
     def variant(*given: Any) -> Any:
         return tf.data.experimental.to_variant(batches(*given).with_options(options))
 
-    return tf.function(variant, autograph=False, reduce_retracing=True)
+    def any_rows(values: Any) -> Any:
+        shape = (None, *values.shape[1:]) if values.shape else ()
+        return tf.TensorSpec(shape, values.dtype)
+
+    made = tf.function(variant, autograph=False, reduce_retracing=True)
+    made.get_concrete_function(*tf.nest.map_structure(any_rows, given))
+    return made
 
 
 def _one_pass(x: Any, y: Any, rows: Any, size: Any) -> Any:

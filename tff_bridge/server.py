@@ -13,10 +13,10 @@ from truststram.job import Job
 from truststram.task import Task
 from truststram.techniques import stack
 
+from .agreement import offer
 from .analytics import Analytics
 from .analytics_server import AnalyticsServer
 from .capabilities import check, described, read_for
-from .client import offer
 from .evaluation import Evaluation, why_torch
 from .evaluation_layer import PlanEvaluation
 from .execution import require_tensorflow

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.support.task import CLASSES, FEATURES, TinyTask
-from tff_bridge import client, execution, server
+from tff_bridge import agreement, execution, server
 from tff_bridge.manifest import Leaf, Piece, Program
 from tff_bridge.plan import Plan
 from truststram.job import Job
@@ -231,11 +231,11 @@ def numpy_pieces(
 ) -> Iterator[None]:
     """Let servers and silos execute plans with these classes, not with TensorFlow."""
     monkeypatch.setattr(execution, "find_spec", lambda name: "found")
-    monkeypatch.setattr(client, "SiloRuntime", silo)
+    monkeypatch.setattr(agreement, "SiloRuntime", silo)
     monkeypatch.setattr(server, "CoordinatorRuntime", coordinator)
-    client._runtime.cache_clear()
+    agreement._runtime.cache_clear()
     yield
-    client._runtime.cache_clear()
+    agreement._runtime.cache_clear()
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:

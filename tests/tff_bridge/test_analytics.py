@@ -14,7 +14,7 @@ from server_app.checkpoint import load_model
 from tests.support.runs import run
 from tests.support.task import FEATURES, FailingNodes, TinyTask
 from tests.tff_bridge.numpy_plan import SPEC, events, leaf, numpy_pieces, plan_of
-from tff_bridge import client
+from tff_bridge import agreement
 from tff_bridge.analytics import MAX_RESULT, Analytics, checked
 from tff_bridge.analytics_server import SUMS, AnalyticsServer, numbered
 from tff_bridge.capabilities import check, compiled_settings
@@ -252,7 +252,7 @@ def context(node=SIMULATED, **changes):
 
 
 def hello(plan):
-    return Message(RecordDict({"config": client.offer(plan)}), 7, "query")
+    return Message(RecordDict({"config": agreement.offer(plan)}), 7, "query")
 
 
 def query(plan, kind="query.compute", **arrays):

@@ -23,7 +23,7 @@ from tests.tff_bridge.numpy_plan import (
     numpy_pieces,
     plan_of,
 )
-from tff_bridge import client
+from tff_bridge import agreement, client
 from tff_bridge.evaluation import MOST, Evaluation, why_torch
 from tff_bridge.evaluation_layer import PlanEvaluation
 from tff_bridge.strategy import PLAN, TFFServer
@@ -259,7 +259,7 @@ def agreed(plan, **changes):
     register_task("tiny", Task)
     job = Job.of({"task.name": "tiny", "tff.plan": "/on/the/server", **changes})
     context = make_context(7, dict(SIMULATED), job.config())
-    app(Message(RecordDict({"config": client.offer(plan)}), 7, "query"), context)
+    app(Message(RecordDict({"config": agreement.offer(plan)}), 7, "query"), context)
     return context
 
 

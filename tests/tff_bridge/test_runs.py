@@ -20,7 +20,7 @@ from tests.tff_bridge.numpy_plan import (
     numpy_pieces,
     plan_of,
 )
-from tff_bridge import client, execution, server
+from tff_bridge import agreement, client, execution, server
 from tff_bridge.leaves import WorkLayout
 from tff_bridge.silo_data import Passes
 from tff_bridge.strategy import PLAN, PREPARED
@@ -213,7 +213,7 @@ def test_silos_without_tensorflow_are_refused_at_registration(
         monkeypatch.setattr(execution, "find_spec", lambda name: None)
         require(who)
 
-    monkeypatch.setattr(client, "require_tensorflow", missing)
+    monkeypatch.setattr(agreement, "require_tensorflow", missing)
     with pytest.raises(RunError, match=r"No node can take part.*no TensorFlow"):
         go(tmp_path, "run", {"tff.plan": plan})
     assert not events(tmp_path / "run", "round-started")
@@ -237,7 +237,7 @@ def record(**arrays):
 
 
 def hello(plan, **changes):
-    offered = ConfigRecord({**client.offer(plan), **changes})
+    offered = ConfigRecord({**agreement.offer(plan), **changes})
     return Message(RecordDict({"config": offered}), 7, "query")
 
 
@@ -375,7 +375,7 @@ def test_a_plan_with_counts_runs_with_the_mean(tmp_path, monkeypatch):
             seen.append(report.pop().tolist())
             return super().update(state, report)
 
-    monkeypatch.setattr(client, "SiloRuntime", Counting)
+    monkeypatch.setattr(agreement, "SiloRuntime", Counting)
     monkeypatch.setattr(server, "CoordinatorRuntime", Counted)
     go(tmp_path, "run", {"tff.plan": written(plan, tmp_path)})
     assert seen == [[sum(20 + 3 * i for i in range(5)), 5]] * 3  # exact sums

@@ -224,10 +224,10 @@ def node(**changes):
 
 
 def test_a_silo_does_not_agree_to_send_integers_in_clear():
-    from tff_bridge import client
+    from tff_bridge import agreement
 
     def hello(context):
-        offered = ConfigRecord(client.offer(sealed_plan()))
+        offered = ConfigRecord(agreement.offer(sealed_plan()))
         return app(Message(RecordDict({"config": offered}), 7, "query"), context)
 
     assert "hello" in hello(node()).content
@@ -237,11 +237,11 @@ def test_a_silo_does_not_agree_to_send_integers_in_clear():
 
 def test_a_silo_does_not_answer_with_integers_in_clear():
     """Although it agreed to the plan, under another job or before an update."""
-    from tff_bridge import client
+    from tff_bridge import agreement, client
     from tff_bridge.strategy import PLAN, PREPARED
 
     plan, context = sealed_plan(), node()
-    offered = ConfigRecord(client.offer(plan))
+    offered = ConfigRecord(agreement.offer(plan))
     app(Message(RecordDict({"config": offered}), 7, "query"), context)
     config = ConfigRecord({PLAN: plan.sha256, PREPARED: np.float32(0.1).tobytes()})
     content = RecordDict({"arrays": _model(), "config": config})
