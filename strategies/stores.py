@@ -221,13 +221,14 @@ def store_for_good(context: Context, what: str, name: str) -> Store:
     ----------
     context : Context
     what : str
-        Letters; a folder of this name beside the node's jobs.
+        Letters; a folder of this name beside the node's jobs, and part of the key in
+        simulations: memories of different things are never the same.
     name : str
         Any text; the same one finds the same memory.
     """
     job = hashlib.sha256(name.encode()).hexdigest()[:32]
     if _simulated(context):
-        return ContextStore(context, job)
+        return ContextStore(context, f"{what}-{job}")
     return FolderStore(_base(context) / node_name(context), what, job, kept=None)
 
 

@@ -44,10 +44,12 @@ class DistributedDP(StrategyLayer):
     ledger, for replacing all that one node holds. Trusted: that the secure sum shows
     nothing but sums of at least ``secure.min-cohort`` clients, of whom all but
     ``secure.colluders`` add their noise and keep it to themselves. The server is
-    trusted with nothing more, so each node counts for itself too (:mod:`.mod`); this
-    ledger is what the report of the run tells. A round in which nodes were asked is
-    charged, also if no sum came out. Against another client, which knows its own share
-    of the noise, the guarantee holds with ``secure.colluders`` at least 1.
+    trusted with nothing more than to keep its run and node ids, by which each node
+    counts for itself too (:mod:`.spending`: a new Flower run has a budget of its own,
+    and a node with a new id begins anew); this ledger is what the report of the run
+    tells. A round in which nodes were asked is charged, also if no sum came out.
+    Against another client, which knows its own share of the noise, the guarantee holds
+    with ``secure.colluders`` at least 1.
 
     With ``secure.group-size`` a round is charged as the sum of one group: a node is in
     one (:mod:`.distributed`). What the rule inside makes of the groups' means is

@@ -60,9 +60,12 @@ def private_mod(job: Job) -> Mod:
     noised by the server. With local trust: the replies of all rounds together,
     evaluations included, are (epsilon, delta)-differentially private for replacing
     everything that this node holds (or, with ``privacy.unit = example``, for one
-    example more or less), also towards the server; a node that was asked more often
-    than planned refuses, and so does one that is asked for noise of another plan,
-    also after a restart or a resume (:mod:`.spending`).
+    example more or less), also towards a server that keeps its run and node ids: a
+    node that was asked more often than planned refuses, and so does one that is asked
+    for noise of another plan or under another name of the run. That outlives a resume,
+    and a restart of the node if it keeps its id (with Flower's authentication of
+    SuperNodes; else it begins anew). A new Flower run with a new name has a budget of
+    its own (:mod:`.spending`).
     """
 
     def mod(

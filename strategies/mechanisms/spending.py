@@ -5,19 +5,27 @@ server is not trusted to count: the node does, and refuses what its noise was no
 planned for.
 
 A run is known by the name that our server gives it in every message, which a resume
-keeps; other servers send none, and Flower's id of the run takes its place. In a
-deployment the count is a file of the node (:mod:`..stores`) and outlives SuperNode and
-resume; other runs do not push it out. In simulations it is in Flower's state, which
-lives as long as Flower's run.
+keeps; other servers send none, and Flower's id of the run takes its place. A Flower run
+has one name: the first one is kept, and another one in it is refused. In a deployment
+name and count are files of the node (:mod:`..stores`) and outlive SuperNode and resume;
+other runs do not push them out. In simulations they are in Flower's state, which lives
+as long as Flower's run.
+
+What the count binds
+--------------------
+A server that keeps its run ids and node ids: within one Flower run, and in all that
+resume it under its name, a node releases no more than was planned, whatever it is sent.
+Not bound is a server that begins a new Flower run with a new name, which has a budget
+of its own, or that gives the node another id: without Flower's authentication of
+SuperNodes a node that restarts has a new one, and begins anew. Budgets of all runs add
+up, and the node's log says when one is added.
 
 Guarantees
 ----------
 A release is counted on the disk before it is made, also if two processes of the node
 count at once. A count that cannot be read or written is a refusal. A round that is
 repeated, as the first one after a resume may be, is counted again, so that the last one
-may find the budget spent: the model before it is kept. Each run has a budget of its
-own, so a server that gives a run another name gets another one, as it does by starting
-another run: budgets of all runs add up, and the node's log says when one is added.
+may find the budget spent: the model before it is kept.
 """
 
 from __future__ import annotations
@@ -43,7 +51,9 @@ from .plan import Plan
 
 __all__ = ["EVALUATIONS", "RELEASES", "ROUNDS", "Spending"]
 
-FOLDER, ENTRY = "privacy", "count"
+# Folders of a node's counts, and of the names of Flower's runs.
+COUNTS, NAMES = "privacy", "flower-runs"
+ENTRY, NAME = "count", "name"
 RELEASES = "releases"
 # What a node counts where one number for each run is planned.
 ROUNDS, EVALUATIONS = "rounds", "evaluations"
@@ -61,7 +71,8 @@ class Spending:
 
     def __init__(self, message: Message, context: Context) -> None:
         self._run = _run_of(message, context)
-        self._store = store_for_good(context, FOLDER, self._run)
+        self._store = store_for_good(context, COUNTS, self._run)
+        self._names = store_for_good(context, NAMES, str(context.run_id))
 
     def count(self, what: str, times: int) -> int:
         """Count a round of DP-SGD, or an evaluation, before it is made.
@@ -101,6 +112,7 @@ class Spending:
     def _changed(self) -> Iterator[dict[str, Any]]:
         """Yield what was counted; afterwards what it was changed to is on the disk."""
         try:
+            self._keep_name()
             with self._store.alone():
                 kept = self._store.about(ENTRY)
                 if self._store.damaged:
@@ -115,6 +127,17 @@ class Spending:
             log(ERROR, "%s", error)
         # Outside the handler: the error, with the node's paths, would be its context.
         raise WithheldError("the node cannot keep its count of releases")
+
+    def _keep_name(self) -> None:
+        """Keep the name of this Flower run; refuse it if there was another one."""
+        with self._names.alone():
+            kept = self._names.about(NAME)
+            if self._names.damaged:
+                raise WithheldError("the node's name of this run is damaged")
+            if kept is None:
+                self._names.save(NAME, {"run": self._run}, [])
+            elif kept != {"run": self._run}:
+                raise WithheldError("the run had another name before")
 
     def _tell_first(self) -> None:
         if others := self._store.others:

@@ -15,6 +15,7 @@ from strategies.stores import (
     ContextStore,
     FolderStore,
     node_name,
+    store_for_good,
     store_of,
 )
 from truststram._flower import become_task, make_context
@@ -201,6 +202,19 @@ def test_where_it_is_kept(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert store_of(context(), JOB)._folder.is_relative_to(tmp_path / ".local/state")
+
+
+@pytest.mark.parametrize("simulated", [False, True])
+def test_what_is_kept_for_good_is_by_what_it_is_and_by_name(tmp_path, simulated):
+    node = context(simulated=simulated, **{"state-path": str(tmp_path)})
+    kinds = [(what, name) for what in ("a", "b") for name in ("x", "../y")]
+    for what, name in kinds:
+        assert store_for_good(node, what, name).about("e") is None
+        store_for_good(node, what, name).save("e", {"is": [what, name]}, ())
+    for what, name in kinds:
+        assert store_for_good(node, what, name).about("e") == {"is": [what, name]}
+    found = {p.relative_to(tmp_path).parts[:2] for p in tmp_path.rglob("e")}
+    assert found == (set() if simulated else {("7", "a"), ("7", "b")})
 
 
 def test_the_name_of_a_node():

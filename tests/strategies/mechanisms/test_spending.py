@@ -94,7 +94,8 @@ def test_another_run_has_its_own_and_forgets_none(tmp_path, keys):
     for _ in range(2):
         ask(started(tmp_path), keys)
     for number in range(10):
-        assert ask(started(tmp_path, 2), keys, run=f"other-{number}").has_content()
+        node = started(tmp_path, 2 + number)
+        assert ask(node, keys, run=f"other-{number}").has_content()
     with pytest.raises(WithheldError, match=SPENT):
         ask(started(tmp_path), keys)
 
@@ -105,7 +106,7 @@ def test_the_nodes_log_says_when_budgets_add_up(tmp_path, caplog):
         for _ in range(2):
             ask(started(tmp_path))
         assert caplog.text == ""
-        ask(started(tmp_path), run="second\nrun")
+        ask(started(tmp_path, 2), run="second\nrun")
     assert "run 'second\\nrun' begins a privacy budget on this node" in caplog.text
     assert "1 other runs had theirs" in caplog.text
 
@@ -116,6 +117,49 @@ def test_without_a_name_flowers_run_is_the_run(tmp_path):
     with pytest.raises(WithheldError, match=SPENT):
         ask(started(tmp_path, 1), run="")
     assert ask(started(tmp_path, 2), run="").has_content()
+
+
+@JOBS
+@pytest.mark.parametrize("simulated", [False, True])
+def test_one_flower_run_has_one_name_and_one_budget(tmp_path, keys, simulated):
+    """Whatever names a server sends, the node releases what was planned, and no more.
+
+    In a deployment also if the SuperNode is started again for each of them.
+    """
+    context, released, reasons = started(tmp_path, simulated=True), 0, set()
+    for name in ["first", *(f"name-{i}" for i in range(9)), "", "first"]:
+        for _ in range(2):
+            node = context if simulated else started(tmp_path)
+            try:
+                released += ask(node, keys, run=name).has_content()
+            except WithheldError as refused:
+                reasons.add((name == "first", str(refused).rsplit(": ")[-1]))
+    assert released == 2
+    assert {known for known, _ in reasons} == {False, True}
+    for known, reason in reasons:
+        assert (SPENT if known else "had another name before") in reason
+    # A refused name has no count, and another Flower run may have it.
+    if not simulated:
+        assert len(counts(tmp_path)) == 1
+    again = started(tmp_path, 2, simulated=simulated)
+    assert ask(again, keys, run="name-0").has_content()
+
+
+def test_a_run_that_began_without_a_name_gets_none_later(tmp_path):
+    ask(started(tmp_path), run="")
+    with pytest.raises(WithheldError, match="had another name before"):
+        ask(started(tmp_path), run="first")
+
+
+def test_a_damaged_name_is_no_fresh_budget(tmp_path):
+    ask(started(tmp_path))
+    [path] = tmp_path.glob("7/flower-runs/*/name")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.write_bytes(b"")
+    for name in ("first", "second"):
+        with pytest.raises(WithheldError, match="name of this run is damaged"):
+            ask(started(tmp_path), run=name)
+    assert ask(started(tmp_path, 2), run="second").has_content()
 
 
 def test_nodes_of_one_machine_count_for_themselves(tmp_path):
@@ -148,7 +192,7 @@ def test_a_damaged_count_is_no_fresh_budget(tmp_path, damage):
     path.write_bytes(damage)
     with pytest.raises(WithheldError, match="count of releases is damaged"):
         ask(started(tmp_path))
-    assert ask(started(tmp_path), run="other").has_content()
+    assert ask(started(tmp_path, 2), run="other").has_content()
 
 
 def test_what_cannot_be_counted_is_not_released(tmp_path, monkeypatch, caplog):
