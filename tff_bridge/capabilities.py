@@ -62,8 +62,8 @@ CAPABILITIES: tuple[Capability, ...] = (
         "mime-lite",
         True,
         "the server's momentum in each local step; silos send an update and a gradient "
-        "as one vector, which robust.rule, privacy, compression and secure.scheme are "
-        "refused with",
+        "as one vector with one weight, which robust.rule, privacy, compression and "
+        "secure.scheme are refused with",
     ),
     Capability("aggregator", "mean", True, "our weighted mean gives TFF's sums"),
     Capability(

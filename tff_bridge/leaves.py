@@ -73,8 +73,8 @@ class WorkLayout:
     update : tuple of int
         The leaves that make the update, in the model's order: float32. Where silos send
         a second vector (:mod:`.two_vectors`), its leaves follow, in the same order.
-    weight : int
-        The weight's leaf.
+    weights : tuple of int
+        The weight's leaves: one of each vector, which must have the same value.
     sums : tuple of int
         Leaves that are only added up: metrics and counts.
     counted : int
@@ -83,7 +83,7 @@ class WorkLayout:
 
     leaves: tuple[Leaf, ...]
     update: tuple[int, ...]
-    weight: int
+    weights: tuple[int, ...]
     sums: tuple[int, ...]
     counted: int = 1
 
@@ -106,14 +106,20 @@ class WorkLayout:
         ------
         ConfigError
             If the weight is not a whole number of examples: TFF gives weight 0 to a
-            silo whose training diverged.
+            silo whose training diverged. If a second vector has another weight, which
+            the server would have to believe.
         """
-        weight = float(leaves[self.weight])
+        *others, weight = (float(leaves[i]) for i in self.weights)
         examples = weight / self.counted
         if not (math.isfinite(examples) and examples >= 1 and examples.is_integer()):
             raise ConfigError(
                 f"local training of the plan ended with weight {weight:g}, which is no "
                 "number of examples: it diverged. Use a smaller learning rate."
+            )
+        if any(other != weight for other in others):
+            raise ConfigError(
+                "the plan weighs a silo's gradient otherwise than its update, as no "
+                "plan of mime-lite does. Compile it again."
             )
         delta = np.empty(self.size, np.float32)
         for i, place in self.places.items():
@@ -142,7 +148,8 @@ class WorkLayout:
         for i, place in self.places.items():
             part = delta[place].reshape(sums[i].shape)
             sums[i] = part * np.float32(-weight)
-        sums[self.weight] = np.asarray(weight, self.leaves[self.weight].dtype)
+        for i in self.weights:
+            sums[i] = np.asarray(weight, self.leaves[i].dtype)
         for i in self.sums:
             found = [metrics.get(key, 0.0) for key in self._keys(i)]
             sums[i] = _cast(np.array(found, np.float64) * weight, self.leaves[i])

@@ -48,13 +48,13 @@ class Training(Part):
         """What the leaves of ``work`` mean, in a plan that sends an update."""
         sent = self.program.sent
         update = (*_places(sent, "update"), *_places(sent, "gradient"))
-        weight = _places(sent, "weight")[-1]
-        used = {*update, weight}
+        weights = _places(sent, "weight")
+        used = {*update, *weights}
         uniform = self.plan.job["tff.weighting"] == "uniform"
         return WorkLayout(
             leaves=sent,
             update=update,
-            weight=weight,
+            weights=weights,
             sums=tuple(i for i in range(len(sent)) if i not in used),
             counted=1 if uniform else self.epochs,
         )

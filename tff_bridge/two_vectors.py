@@ -7,10 +7,12 @@ at the server's model. So a silo sends two vectors of the model's length, each w
 
 Mathematics
 -----------
-In silo k, ``work`` gives ``w_k g_k`` and ``w_k`` as in :mod:`.leaves`, and ``v_k h_k``
-with the gradient ``h_k`` and a weight ``v_k`` of its own. The silo sends the vector
-``-(w_k g_k, v_k h_k) / w_k``, (2 d,), and ``v_k / w_k`` among the metrics, so that the
-server restores all four sums from one weighted mean, whatever the two weights are.
+In silo k, ``work`` gives ``w_k g_k`` and ``w_k`` as in :mod:`.leaves`, and ``w_k h_k``
+with the gradient ``h_k``, and ``w_k`` once more: in TFF both means have the same
+weights, the examples that training saw or 1. The silo sends the vector ``-(g_k, h_k)``,
+(2 d,), so that the server restores all four sums from one weighted mean. The second
+weight is no part of a reply: a silo could move everybody's momentum with it alone, as
+far as it likes. A silo whose plan makes another one does not answer.
 
 How the layers see it: :class:`TwoVectors` stands outside all of them and shows them a
 model with zeros for a second vector beside its own arrays, so that what they check and

@@ -1,6 +1,6 @@
 """A plan of mime-lite whose pieces are numpy functions.
 
-The gradient has a weight of its own, which is not proportional to the update's.
+As in TFF the gradient has the update's weight.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class MimeSilo:
                 w, b = w - lr * step[0], b - lr * step[1]
                 weight, loss = weight + len(batch), loss + more
         update = [(prepared[0] - w) * weight, (prepared[1] - b) * weight]
-        other = 3 * len(x) + 1
-        leaves = [*(g * other for g in full), other, loss, weight, *update, weight]
+        both = [*(g * weight for g in full), weight]
+        leaves = [*both, loss, weight, *update, weight]
         pairs = zip(leaves, LEAVES, strict=True)
         return [np.asarray(value, form.dtype) for value, form in pairs]
 

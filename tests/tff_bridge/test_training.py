@@ -23,7 +23,7 @@ NOISE = {"mechanism": "gaussian", "noise-multiplier": 1.0, "clip": 1.0}
 def test_the_parts_of_a_plan():
     training = Training.of(plan_of())
     layout = training.layout
-    assert (layout.update, layout.weight, layout.sums) == ((2, 3), 4, (0, 1))
+    assert (layout.update, layout.weights, layout.sums) == ((2, 3), (4,), (0, 1))
     assert (layout.size, training.epochs, training.batch_size) == (21, 2, 8)
     assert not training.counts
     assert Training.of(plan_of(more=[COUNT])).counts

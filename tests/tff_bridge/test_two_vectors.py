@@ -1,4 +1,4 @@
-"""Mime-lite over Flower: both vectors arrive, with both weights; layers check both."""
+"""Mime-lite over Flower: both vectors arrive, with one weight; layers check both."""
 
 from __future__ import annotations
 
@@ -131,11 +131,47 @@ def test_a_reply_with_a_wrong_second_vector_is_dropped(
     assert [e["code"] for e in events(tmp_path / "run", "reply-dropped")] == [code]
 
 
+@pytest.mark.parametrize(("liars", "replies"), [({23}, 4), ({20, 23, 26}, 3)])
+@pytest.mark.parametrize("ratio", [-130 / 23, 1e30, 0.0])
+def test_nobody_tells_the_gradients_weight(
+    tmp_path, monkeypatch, ratio, liars, replies
+):
+    """One silo's would be enough to make the sum of weights nothing, or negative.
+
+    What most silos send is what is expected, and has no effect all the same.
+    """
+    reply = WorkLayout.reply
+
+    def wrong(layout, leaves):
+        made = reply(layout, leaves)
+        if made.examples in liars:
+            made.metrics["tff-2"] = ratio
+        return made
+
+    monkeypatch.setattr(WorkLayout, "reply", wrong)
+    found = go(tmp_path, "run")
+    assert [r.replies for r in found.rounds] == [replies] * 3
+    told = events(tmp_path / "run", "reply-dropped")
+    assert {e["code"] for e in told} == {"metric-keys"}
+    assert found.metrics["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("weight", [-40.0, 0.0, 41.0, np.inf, np.nan])
+def test_a_silo_does_not_answer_for_a_gradient_of_another_weight(weight):
+    layout = Training.of(mime_plan()).layout
+    leaves = [np.ones(x.shape, x.dtype) for x in LEAVES]
+    leaves[2] = leaves[7] = np.asarray(40, np.float32)
+    assert set(layout.reply(leaves).metrics) == {"tff-3", "tff-4"}
+    leaves[2] = np.asarray(weight, np.float32)
+    with pytest.raises(ConfigError, match="gradient otherwise than its update"):
+        layout.reply(leaves)
+
+
 def test_the_plan_is_a_round_of_ours():
     training = Training.of(mime_plan())
     layout = training.layout
-    assert (layout.update, layout.weight) == ((5, 6, 0, 1), 7)
-    assert (layout.sums, layout.size) == ((2, 3, 4), 42)
+    assert (layout.update, layout.weights) == ((5, 6, 0, 1), (2, 7))
+    assert (layout.sums, layout.size) == ((3, 4), 42)
     assert training.two_vectors
     assert not Training.of(plan_of()).two_vectors
 
