@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
+import shutil
 
 import pytest
 
@@ -22,11 +24,14 @@ NODES, ROUNDS, KILLED = 3, 5, 3
 
 @pytest.fixture
 def deployed(tmp_path, monkeypatch):
-    """Make the nodes of a grid begin as deployed ones do: with a folder and no more."""
+    """Make the nodes of a grid begin as deployed ones do: with a folder and no more.
+
+    And each of Flower's runs have an id of its own, as a SuperLink gives it.
+    """
     made = LocalGrid.__init__
 
     def init(self, *arguments, **options):
-        made(self, *arguments, **options)
+        made(self, *arguments, **{**options, "run_id": secrets.randbits(62)})
         for context in self._contexts.values():
             del context.node_config["simulated"]
             context.node_config["state-path"] = str(tmp_path / "nodes")
@@ -35,12 +40,18 @@ def deployed(tmp_path, monkeypatch):
 
 
 def counted(folder):
-    """Return how many releases each node counted in each run."""
+    """Return how many releases each node counted in each run, by the runs' names."""
     found = {}
     for path in (folder / "nodes").glob("*/privacy/*/count"):
         about = json.loads(path.read_bytes()[FIXED:])["about"]
-        found.setdefault(about["run"], []).append(sum(n for _, n in about["releases"]))
+        [name] = re.findall(r"run '(\w+)", about["run"])
+        found.setdefault(name, []).append(sum(n for _, n in about["releases"]))
     return found
+
+
+def known(folder, run_id):
+    """Return what nodes know a run by."""
+    return f"run {(folder / run_id / 'name').read_text()!r}"
 
 
 @pytest.mark.parametrize(
@@ -55,12 +66,13 @@ def test_a_resumed_run_gets_no_more_than_was_planned(
     tmp_path, deployed, point, replies
 ):
     killed(tmp_path, "broken", point, LOCAL, NODES)
-    assert counted(tmp_path) == {"run 'broken'": [KILLED] * NODES}
+    name = known(tmp_path, "broken")
+    assert counted(tmp_path) == {name: [KILLED] * NODES}
     run_local(job(tmp_path, "", {**LOCAL, "run.resume": "broken"}), NODES)
     result = RunResult.read(tmp_path / "broken")
     assert result.ok
     assert [report.replies for report in result.rounds] == replies
-    assert counted(tmp_path) == {"run 'broken'": [ROUNDS] * NODES}
+    assert counted(tmp_path) == {name: [ROUNDS] * NODES}
 
 
 def test_another_run_of_the_same_data_has_a_count_of_its_own(tmp_path, deployed):
@@ -68,4 +80,17 @@ def test_another_run_of_the_same_data_has_a_count_of_its_own(tmp_path, deployed)
         result = run(tmp_path, name, LOCAL, nodes=NODES)
         assert [report.replies for report in result.rounds] == [NODES] * ROUNDS
     counts = [ROUNDS] * NODES
-    assert counted(tmp_path) == {"run 'one'": counts, "run 'two'": counts}
+    assert counted(tmp_path) == {known(tmp_path, n): counts for n in ("one", "two")}
+
+
+def test_another_job_may_have_the_same_run_id(tmp_path, deployed):
+    """In another folder, or where the folder of the first was removed."""
+    runs = [tmp_path / "a", tmp_path / "b", tmp_path / "b"]
+    names = set()
+    for folder in runs:
+        shutil.rmtree(folder, ignore_errors=True)
+        result = run(folder, "same", LOCAL, nodes=NODES)
+        assert [report.replies for report in result.rounds] == [NODES] * ROUNDS
+        names.add(known(folder, "same"))
+    assert counted(tmp_path) == dict.fromkeys(names, [ROUNDS] * NODES)
+    assert len(names) == len(runs)
