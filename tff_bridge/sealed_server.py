@@ -9,9 +9,8 @@ Inside :class:`strategies.secure.secagg_layer.SecAggSum` only, which reads from
 from __future__ import annotations
 
 from collections.abc import Iterable
-from logging import INFO, WARNING
+from logging import INFO
 
-import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.common.logger import log
 
@@ -33,8 +32,7 @@ class SealedServer(TFFServer):
     ----------
     The state after a round is what the plan's ``update`` makes of the state before and
     of the sums of the silos' integers, as TensorFlow Federated's own execution has it
-    for these silos. A step to a model that is not finite is not taken: the round is
-    refused, and model and state stay as they are.
+    for these silos. A step to a state that is not finite is not taken, as there.
 
     Raises
     ------
@@ -67,10 +65,7 @@ class SealedServer(TFFServer):
         if self._training.program.pieces["report"].outputs:
             report = self._coordinator.report([])  # of nothing: all is in the sums
         state, found = self._coordinator.update(self._state, [*report, *sums])
-        if not all(np.isfinite(state[i]).all() for i in self._places.values()):
-            log(WARNING, "Round %d: the plan's step is not finite", server_round)
-            return None, None
-        return self._stepped(state, found)
+        return self._stepped(server_round, state, found)
 
     def summary(self) -> None:
         """Log what is summed, then the plan."""

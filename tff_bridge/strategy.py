@@ -24,7 +24,7 @@ The reply is the ordinary one of :mod:`strategies.update`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from logging import INFO
+from logging import INFO, WARNING
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -80,8 +80,11 @@ class TFFServer(FedAvg):
     Guarantees
     ----------
     Inside :class:`strategies.mean.layer.WeightedMean` the model after a round is that
-    of the TFF computation on the same data, to float32 rounding. Inside another layer
-    TFF's server step is applied to what that layer made of the updates.
+    of the TFF computation on the same data, to float32 rounding, unless the guard caps
+    a silo (one with more than 10 times the median number of examples). Inside another
+    layer TFF's server step is applied to what that layer made of the updates. A step to
+    a state that is not finite (model, moments of an optimizer, clips) is not taken: the
+    round is refused, and model and state stay as they are.
 
     Raises
     ------
@@ -139,12 +142,19 @@ class TFFServer(FedAvg):
         report = self._coordinator.report(layout.sums_of(delta, examples, metrics))
         state, found = self._coordinator.update(self._state, report)
         # Without the sums that privacy withholds, metrics mean nothing.
-        return self._stepped(state, {} if layout.withheld(metrics) else found)
+        told = {} if layout.withheld(metrics) else found
+        return self._stepped(server_round, state, told)
 
     def _stepped(
-        self, state: Leaves, metrics: Mapping[str, float]
-    ) -> tuple[ArrayRecord, MetricRecord]:
-        """Keep the state; return the model in it, and what can be told of a round."""
+        self, server_round: int, state: Leaves, metrics: Mapping[str, float]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Keep the state; return the model in it, and what can be told of a round.
+
+        Of a state that is not finite nothing is kept: no later round would mend it.
+        """
+        if not all(np.isfinite(leaf).all() for leaf in state if leaf.dtype.kind == "f"):
+            log(WARNING, "Round %d: the plan's step is not finite", server_round)
+            return None, None
         self._state = state
         told = MetricRecord({n: v for n, v in metrics.items() if np.isfinite(v)})
         return self._model_of(state), told

@@ -142,6 +142,38 @@ def test_a_resumed_run_continues_bit_for_bit(tmp_path, plan):
     assert model_bytes(tmp_path, "whole") == model_bytes(tmp_path, "halves")
 
 
+@pytest.mark.parametrize(
+    ("leaf", "value"), [(0, np.nan), (1, -np.inf), (2, np.inf)], ids=str
+)
+def test_a_step_that_is_not_finite_is_not_taken(
+    tmp_path, plan, monkeypatch, leaf, value
+):
+    """Of the model, or of the momentum, which would make the next one so."""
+    update, steps = NumpyCoordinator.update, []
+
+    def sometimes(coordinator, state, report):
+        made, metrics = update(coordinator, state, report)
+        steps.append(1)
+        if len(steps) == 2:
+            made[leaf].flat[0] = value
+        return made, metrics
+
+    monkeypatch.setattr(NumpyCoordinator, "update", sometimes)
+    found = go(tmp_path, "four", {"tff.plan": plan, "train.rounds": 4})
+    assert [r.skipped for r in found.rounds] == [False, True, False, False]
+    first, second, third, _ = (r.metrics["loss"] for r in found.rounds)
+    assert first == second > third  # and the step after it is from the state before
+    # What was kept in round 2 is what was kept in round 1.
+    steps.clear()
+    go(tmp_path, "halves", {"tff.plan": plan, "train.rounds": 2})
+    go(
+        tmp_path,
+        "halves",
+        {"tff.plan": plan, "train.rounds": 4, "run.resume": "halves"},
+    )
+    assert model_bytes(tmp_path, "four") == model_bytes(tmp_path, "halves")
+
+
 def test_another_plan_does_not_continue_a_run(tmp_path, plan):
     go(tmp_path, "run", {"tff.plan": plan, "train.rounds": 1})
     written(plan_of({"server.lr": 0.5}), tmp_path)
