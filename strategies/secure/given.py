@@ -14,8 +14,16 @@ message's type and group and every record but the request itself, by name, kind,
 keys, types and values. The job, which nodes have from their run config, is in the hash
 of the parameters that frames are signed with (:func:`hash_of_job`).
 
-Not compared, because the code that would compare them comes the same way: the app
-itself, and run config keys of an app of your own that are not in the job.
+Not compared
+------------
+- Because the code that would compare them comes the same way: the app itself, and run
+  config keys of an app of your own that are not in the job.
+- Because every message has others: its id, when it was made and how long it is valid
+  (``message_id``, ``created_at``, ``ttl``), and who sends and gets it.
+- Because it is not in the message: Flower's Context. The ids of node and run come from
+  the SuperLink, node config and state from the node.
+
+An app that lets its training depend on one of these lets the server tell nodes apart.
 """
 
 from __future__ import annotations
@@ -26,15 +34,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import ArrayRecord, Message
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message
+from numpy.typing import NDArray
 
 from truststram.errors import ProtocolError, RunError
 from truststram.job import Job
-from truststram.records import records_of
+from truststram.records import records_of, view
 
 from .wire import SECURE, digest
 
 __all__ = ["Given", "check_given", "given_by", "hash_of_job", "hash_of_model"]
+
+NUMBERS = "biufc"  # kinds of NumPy's types
 
 
 @dataclass(frozen=True)
@@ -60,10 +72,16 @@ def given_by(messages: Sequence[Message]) -> Given:
     ------
     RunError
         If two give different things, which names the record, or one gives not exactly
-        one model.
+        one model, or arrays that nodes would refuse to read.
     """
     known: dict[int, str] = {}  # records that many messages share are hashed once
-    parts = [_hashes(message, known) for message in messages]
+    try:
+        parts = [_hashes(message, known) for message in messages]
+    except ProtocolError as error:
+        raise RunError(
+            f"Nodes would not read the arrays of a message: {error}. Under a secure "
+            "sum these are arrays of numbers in NumPy's format."
+        ) from None
     if not parts:
         return Given()
     for found in parts[1:]:
@@ -88,7 +106,8 @@ def check_given(message: Message, model: str, content: str) -> ArrayRecord:
     Raises
     ------
     ProtocolError
-        ``model`` or ``content``, if it gives something else.
+        ``model`` or ``content``, if it gives something else, or as
+        :func:`hash_of_model`.
     """
     known: dict[int, str] = {}
     found = _joined(_hashes(message, known))
@@ -108,12 +127,41 @@ def hash_of_job(job: Job) -> str:
 
 
 def hash_of_model(arrays: ArrayRecord) -> str:
-    """Return the hash of a model as it travels: names, dtypes, shapes and bytes."""
-    parts = []
+    """Return the hash of a model: names, types, shapes and values, in order.
+
+    However the values are written: another version of the ``.npy`` header, the order of
+    Fortran or the other byte order make no other model of them. Values differ if their
+    bits do.
+
+    Raises
+    ------
+    ProtocolError
+        ``stype``, ``dtype``, ``shape``, ``header`` or ``size``, for an array that is
+        not what it says, or not one of numbers.
+    """
+    parts: list[bytes | memoryview] = []
     for name, array in arrays.items():
-        about = json.dumps([name, array.dtype, list(array.shape), array.stype])
-        parts += [about.encode(), array.data]
+        values = _values(array)
+        about = json.dumps([name, values.dtype.str, values.shape])
+        # An empty array has no bytes that a view could be of.
+        flat = values.reshape(-1).view(np.uint8)
+        parts += [about.encode(), flat.data if flat.size else b""]
     return digest(*parts)
+
+
+def _values(array: Array) -> NDArray[np.generic]:
+    """Return the values of an untrusted array, little-endian and in C order.
+
+    Without a copy if they are written like that.
+    """
+    try:
+        dtype, shape = np.dtype(array.dtype), tuple(map(int, array.shape))
+        if dtype.kind not in NUMBERS or any(length < 0 for length in shape):
+            raise ProtocolError("dtype", "not an array of numbers")
+        values = view(array, array.dtype, shape)
+    except (TypeError, ValueError, OverflowError):
+        raise ProtocolError("dtype", "no array that NumPy has") from None
+    return values.astype(dtype.newbyteorder("<"), order="C", copy=False)
 
 
 def _hashes(message: Message, known: dict[int, str]) -> dict[str, str]:

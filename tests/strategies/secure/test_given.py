@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 
 from strategies.secure.contribution import reported
 from strategies.secure.given import check_given, given_by, hash_of_job, hash_of_model
@@ -134,6 +143,78 @@ def test_the_hash_of_a_model_sees_names_shapes_and_values():
     others.append(model(0.5, {"v": (3, 4), "b": (5,)}))
     assert hash_of_model(model(0.5)) == hash_of_model(model(0.5))
     assert len({hash_of_model(x) for x in [model(0.5), *others]}) == 4
+
+
+def written(values, version=(1, 0), **claims):
+    """Return an array as a server could write it, with claims about it."""
+    data = io.BytesIO()
+    np.lib.format.write_array(data, values, version=version)
+    array = Array(str(values.dtype), values.shape, "numpy.ndarray", data.getvalue())
+    vars(array).update(claims)
+    return array
+
+
+def hash_of(array):
+    return hash_of_model(ArrayRecord({"w": array}))
+
+
+@pytest.mark.parametrize("kind", ["<f4", "<f8", "<i8", "|u1", "|b1", "<f2", "<c8"])
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (4, 3), (2, 0, 3), (2, 3, 4)])
+def test_a_model_is_its_values_however_they_are_written(kind, shape):
+    values = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(kind)
+    little = written(values)
+    forms = [
+        Array(values),
+        written(values, (2, 0)),
+        written(values.copy(order="F")),
+        written(values.astype(values.dtype.newbyteorder(">"))),
+        written(values, dtype=values.dtype.str),
+    ]
+    for form in forms:
+        np.testing.assert_array_equal(form.numpy(), values)
+        assert hash_of(form) == hash_of(little)
+    if values.size:
+        other = np.asarray(~values if kind == "|b1" else values + 1, kind)
+        assert hash_of(written(other)) != hash_of(little)
+    assert hash_of(written(values.reshape(1, *shape))) != hash_of(little)
+    assert hash_of(written(values.astype("<c16"))) != hash_of(little)
+
+
+VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)
+DATA = written(VALUES).data
+UNREADABLE = {
+    "more bytes": {"data": DATA + b"junk"},
+    "fewer bytes": {"data": DATA[:-1]},
+    "no bytes": {"data": b""},
+    "another type": {"dtype": "float64"},
+    "other numbers": {"dtype": "int32"},
+    "no type": {"dtype": "nonsense"},
+    "objects": {"dtype": "object"},
+    "text": {"dtype": "<U1"},
+    "records": {"dtype": "f4,f4"},
+    "another shape": {"shape": (3, 2)},
+    "below 0": {"shape": (-1, -6)},
+    "no shape": {"shape": ("x",)},
+    "without end": {"shape": (float("inf"),)},
+    "too large": {"shape": (0, 2**70), "data": DATA[:-24]},
+    "too many lengths": {"shape": (1,) * 99},
+    "another format": {"stype": "torch.tensor"},
+    "version 3": {"data": DATA[:6] + b"\x03" + DATA[7:]},
+}
+
+
+@pytest.mark.parametrize("claims", UNREADABLE.values(), ids=UNREADABLE)
+def test_arrays_that_are_not_what_they_say_are_refused(claims):
+    given = given_by([message()])
+    bad = ArrayRecord()
+    bad["w"] = written(VALUES, **claims)
+    with pytest.raises(ProtocolError):
+        hash_of_model(bad)
+    for records in ({"arrays": bad}, {"more": bad}):
+        with pytest.raises(ProtocolError):
+            check_given(message(**records), given.model, given.content)
+        with pytest.raises(RunError, match="would not read"):
+            given_by([message(**records)])
 
 
 def test_every_setting_of_the_job_is_compared():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from strategies.secure import intake
@@ -156,6 +158,19 @@ def test_another_configuration_makes_no_room_for_a_second_sum_of_a_model():
     assert "another sum with some of these nodes" in f.of("reply-dropped")[-1]["detail"]
     f.gone = {}
     assert f.round()[0] is not None  # the same nodes
+
+
+def test_the_same_weights_written_otherwise_make_no_room_for_a_second_sum():
+    f = masked.Federation(7)
+    assert f.round()[0] is not None
+    f.gone, again = {"mask": [3]}, ArrayRecord()
+    for name, x in f.arrays.items():
+        data = io.BytesIO()
+        np.lib.format.write_array(data, x.numpy(), version=(2, 0))
+        again[name] = Array(x.dtype, x.shape, x.stype, data.getvalue())
+    f.arrays = again
+    assert f.round() == (None, None)
+    assert "another sum with some of these nodes" in f.of("reply-dropped")[-1]["detail"]
 
 
 @pytest.mark.parametrize("layer", ["he", "secagg"])
