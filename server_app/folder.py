@@ -3,6 +3,7 @@
 ::
 
     runs/<id>/events.jsonl         the record of the run
+              name                 what nodes know the run by
               report.json          projection of the events
               curves.png           picture of the report
               model.safetensors    the model after the last round
@@ -20,23 +21,35 @@ import time
 from pathlib import Path
 from typing import IO
 
+from truststram import durable
 from truststram.errors import CheckpointError, ConfigError
 from truststram.job import Job
 
 __all__ = ["RunFolder"]
 
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME = re.compile(SAFE_ID.pattern + r"-[0-9a-f]{16}")
 
 
 class RunFolder:
     """Creates or reopens a run's folder and holds its lock until closed.
+
+    Attributes
+    ----------
+    id : str
+        The folder's name.
+    name : str
+        What nodes know the run by: the id, which another run may have had in another
+        folder, and 64 random bits. A resume keeps it: it is durable before anybody is
+        asked.
 
     Raises
     ------
     ConfigError
         For an id that is not a plain name.
     CheckpointError
-        If the folder belongs to a finished run, is in use, or cannot be written.
+        If the folder belongs to a finished run, is in use, cannot be written, or has
+        lost the name of the run that is to be resumed.
     """
 
     def __init__(self, job: Job) -> None:
@@ -57,6 +70,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._locked()
+            self.name = self._kept_name() if job.run.resume else self._new_name()
         except OSError as error:
             raise CheckpointError(
                 f"The run folder {self.path} cannot be written: {error.strerror}."
@@ -74,6 +88,26 @@ class RunFolder:
         lock.write(str(os.getpid()))
         lock.flush()
         return lock
+
+    def _new_name(self) -> str:
+        name = f"{self.id}-{secrets.token_hex(8)}"
+        path = self.path / "name"
+        durable.replace(path, [name.encode()], partial=path.with_suffix(".tmp"))
+        return name
+
+    def _kept_name(self) -> str:
+        try:
+            name = (self.path / "name").read_text("ascii")
+        except (FileNotFoundError, UnicodeDecodeError):
+            name = ""
+        if not NAME.fullmatch(name):
+            self.close()
+            raise CheckpointError(
+                f"{self.path / 'name'} is missing or damaged: nodes would take the "
+                "rest of the run for another run. Put it back, or start the run again "
+                "under another run.id."
+            )
+        return name
 
     @property
     def events(self) -> Path:

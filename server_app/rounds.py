@@ -181,7 +181,7 @@ class RoundLoop:
 
     def _config(self, number: int) -> ConfigRecord:
         """Return what every message of a round says beside the model."""
-        return ConfigRecord({"server-round": number, RUN: self._folder.id})
+        return ConfigRecord({"server-round": number, RUN: self._folder.name})
 
     def _evaluated(self, number: int, arrays: ArrayRecord) -> tuple[Phase, Metrics]:
         """Evaluate on the server, the clients or both, as the job says."""

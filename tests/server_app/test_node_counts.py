@@ -44,8 +44,7 @@ def counted(folder):
     found = {}
     for path in (folder / "nodes").glob("*/privacy/*/count"):
         about = json.loads(path.read_bytes()[FIXED:])["about"]
-        [name] = re.findall(r"run '(\w+)", about["run"])
-        found.setdefault(name, []).append(sum(n for _, n in about["releases"]))
+        found.setdefault(about["run"], []).append(sum(n for _, n in about["releases"]))
     return found
 
 

@@ -185,6 +185,33 @@ def test_a_folder_is_used_once_and_by_one_run(tmp_path):
     held.close()
 
 
+def test_a_resume_keeps_the_name_that_nodes_know_the_run_by(tmp_path):
+    from server_app.folder import RunFolder
+
+    def opened(folder, **changes):
+        made = RunFolder(job(folder, "x" * 100, changes))
+        made.events.touch()
+        made.close()
+        return made
+
+    first, other = opened(tmp_path / "a"), opened(tmp_path / "b")
+    resume = {"run.resume": first.id}
+    assert opened(tmp_path / "a", **resume).name == first.name
+    assert first.name.startswith(first.id)
+    assert len(first.name) < 200  # what nodes take
+    assert other.name != first.name
+    kept = first.path / "name"
+    for damage in (b"", kept.read_bytes()[:-1], b"../x", b"\xff"):
+        kept.write_bytes(damage)
+        with pytest.raises(CheckpointError, match="name is missing or damaged"):
+            opened(tmp_path / "a", **resume)
+    kept.unlink()
+    with pytest.raises(CheckpointError, match="name is missing or damaged"):
+        opened(tmp_path / "a", **resume)
+    kept.write_text(first.name)
+    assert opened(tmp_path / "a", **resume).name == first.name
+
+
 def test_late_replies_are_counted_and_not_used(tmp_path):
     import time
 
