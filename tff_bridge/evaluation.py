@@ -36,7 +36,8 @@ __all__ = ["Evaluation", "why_torch"]
 _SUMS = {"loss_sum": "float32", "correct": "int64", "examples": "int64"}
 _SENT = {"loss", "accuracy", "num-examples"}
 METRICS = {"loss", "accuracy"}
-LARGEST = float(np.finfo(np.float32).max)
+# The loss of one silo, summed: sums of 2^20 silos then are finite in float32.
+LARGEST = float(np.finfo(np.float32).max) / 2**20
 # Examples of one silo: sums of any number of silos then fit 64 bits.
 MOST = 10**9
 # Rows at a time: bounds memory, changes no result. As many as torch silos take.
@@ -109,9 +110,9 @@ class Evaluation(Part):
         Raises
         ------
         ProtocolError
-            ``metric-keys`` for other metrics; ``metric-value`` for what is no finite
-            number, or an accuracy outside [0, 1]; ``num-examples`` for what is no
-            positive integer.
+            ``metric-keys`` for other metrics; ``metric-value`` for what is no number, a
+            loss below 0 or with a sum above :data:`LARGEST`, or an accuracy outside
+            [0, 1]; ``num-examples`` for what is no positive integer.
         """
         if metrics.keys() != _SENT:
             raise ProtocolError("metric-keys", "not loss, accuracy and num-examples")
@@ -121,20 +122,21 @@ class Evaluation(Part):
             raise ProtocolError("num-examples", f"expected an integer from 1 to {MOST}")
         if not 0 <= accuracy <= 1:
             raise ProtocolError("metric-value", "the accuracy is outside [0, 1]")
+        if not 0 <= loss * count <= LARGEST:
+            raise ProtocolError("metric-value", "the loss is below 0, or too large")
         return loss * count, round(accuracy * count), int(count)
 
     def total(self, terms: Sequence[tuple[float, int, int]]) -> Leaves:
         """Return the sums of several silos as the leaves that ``report`` takes."""
         sums = map(sum, zip(*terms, strict=True))
-        with np.errstate(over="ignore"):  # the loss that is told is then infinite
-            return [np.asarray(*x) for x in zip(sums, _SUMS.values(), strict=True)]
+        return [np.asarray(*x) for x in zip(sums, _SUMS.values(), strict=True)]
 
 
 def _number(value: object) -> float:
     if not isinstance(value, (int, float)):
         raise ProtocolError("metric-value", "a metric is not a number")
-    if not abs(value) <= LARGEST:  # false for NaN
-        raise ProtocolError("metric-value", "a metric is not a finite float32")
+    if not abs(value) <= LARGEST:  # false for NaN; integers may not fit a float
+        raise ProtocolError("metric-value", "a metric is not finite, or too large")
     return float(value)
 
 

@@ -24,7 +24,7 @@ from tests.tff_bridge.numpy_plan import (
     plan_of,
 )
 from tff_bridge import agreement, client
-from tff_bridge.evaluation import MOST, Evaluation, why_torch
+from tff_bridge.evaluation import LARGEST, MOST, Evaluation, why_torch
 from tff_bridge.evaluation_layer import PlanEvaluation
 from tff_bridge.strategy import PLAN, TFFServer
 from tff_bridge.training import Training
@@ -196,6 +196,9 @@ def reply(*records):
         ([{**GOOD, "loss": float("nan")}], "metric-value"),
         ([{**GOOD, "loss": -float("inf")}], "metric-value"),
         ([{**GOOD, "loss": 1e39}], "metric-value"),
+        ([{**GOOD, "loss": -3e38}], "metric-value"),
+        ([{**GOOD, "loss": -1e-9}], "metric-value"),
+        ([{**GOOD, "loss": 1.01 * LARGEST / 8}], "metric-value"),
         ([{**GOOD, "loss": 10**400}], "metric-value"),
         ([{**GOOD, "accuracy": 1.01}], "metric-value"),
         ([{**GOOD, "accuracy": -0.01}], "metric-value"),
@@ -215,7 +218,10 @@ def test_a_hostile_reply_is_left_out(plan, hostile, code):
     assert layer.aggregate_evaluate(3, [reply(*hostile)]) is None
 
 
-numbers = st.one_of(st.integers(), st.floats(), st.lists(st.floats(), max_size=3))
+numbers = st.one_of(
+    *(st.integers(), st.floats(), st.lists(st.floats(), max_size=3)),
+    *(st.integers(1, MOST), st.floats(0, 1), st.floats(-1e39, 1e39)),
+)
 
 
 @given(st.lists(st.fixed_dictionaries(dict.fromkeys(GOOD, numbers)), max_size=4))
@@ -226,7 +232,18 @@ def test_whatever_silos_send_the_metrics_are_of_the_range_they_must_have(replies
         assert found is None
     else:
         assert 0 <= found["accuracy"] <= 1 + 1e-6
-        assert not np.isnan(found["loss"])
+        assert 0 <= found["loss"] < np.inf
+
+
+def test_losses_that_a_silo_may_have_have_a_finite_sum(plan):
+    layer, told = layer_of(plan)
+    most = [reply({**GOOD, "loss": LARGEST / 8})] * 50
+    found = layer.aggregate_evaluate(1, most)
+    assert found["loss"] == pytest.approx(LARGEST / 8)
+    part = Evaluation.of(plan)
+    total, *_ = part.total([(LARGEST, 8, 8)] * 2**20)
+    assert np.isfinite(total)
+    assert told == []
 
 
 @given(st.integers(1, MOST), st.data())
