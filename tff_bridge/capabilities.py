@@ -65,7 +65,13 @@ CAPABILITIES: tuple[Capability, ...] = (
         "as one vector with one weight, which robust.rule, privacy, compression and "
         "secure.scheme are refused with",
     ),
-    Capability("aggregator", "mean", True, "our weighted mean gives TFF's sums"),
+    Capability(
+        "aggregator",
+        "mean",
+        True,
+        "our weighted mean gives TFF's sums, unless the guard caps a silo (more than "
+        "10 times the median number of examples)",
+    ),
     Capability(
         "aggregator",
         "robust",
@@ -84,7 +90,8 @@ CAPABILITIES: tuple[Capability, ...] = (
         "secure",
         True,
         "TFF's own integers, masked and added exactly by secure.scheme = secagg, which "
-        "it needs; silos weigh as the plan says, and no other layer sees them",
+        "it needs; silos weigh as the plan says, and no other layer sees them; TFF "
+        "clips a weight (examples x epochs) above 2^20 - 1",
     ),
     Capability(
         "aggregator",
@@ -119,8 +126,9 @@ CAPABILITIES: tuple[Capability, ...] = (
         "task",
         "evaluation by silos",
         True,
-        "TFF's federated evaluation (round.evaluate); with torch for a task with other "
-        "metrics than accuracy and loss, and with privacy",
+        "TFF's federated evaluation (round.evaluate), silos capped as in training; "
+        "with torch for a task with other metrics than accuracy and loss, with "
+        "privacy, and of a plan without tff.evaluation; not with secure sums",
     ),
     Capability(
         "task",

@@ -18,7 +18,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from truststram.errors import ConfigError, ProtocolError
-from truststram.records import records_of
 from truststram.techniques import StrategyLayer
 
 from .evaluation import Evaluation
@@ -63,9 +62,11 @@ class PlanEvaluation(StrategyLayer):
     Guarantees
     ----------
     The metrics are those of the TFF computation on the held-out data of the silos that
-    answered, to float32 rounding. A reply that holds anything but its three numbers, or
-    numbers that no silo can have, has no part in them, and none ends the run. Numbers
-    that a silo can have are believed, in proportion to the examples that it claims.
+    answered, to float32 rounding, unless the guard caps a silo (one with more than 10
+    times the median number of examples). A reply that holds anything but one record of
+    its three numbers, or numbers that no silo can have, has no part in them, and none
+    ends the run. Numbers that a silo can have are believed, in proportion to the
+    examples that it claims.
 
     Events
     ------
@@ -153,7 +154,7 @@ class PlanEvaluation(StrategyLayer):
 
     def _sums(self, reply: Message) -> tuple[float, int, int]:
         """Return the sums in an untrusted reply."""
-        records = records_of(reply.content, MetricRecord)
-        if len(records) != 1:
-            raise ProtocolError("metric-records", f"{len(records)}, not 1")
+        records = list(reply.content.values())
+        if len(records) != 1 or not isinstance(records[0], MetricRecord):
+            raise ProtocolError("metric-records", "not one record, of metrics")
         return self._evaluation.sums(records[0])

@@ -82,6 +82,40 @@ def test_silos_evaluate_with_the_plan_what_torch_finds(tmp_path, plan):
     assert ours.best["metric"] == "accuracy"
 
 
+class Unequal(Task):
+    """One silo has 100 times what the others have."""
+
+    def test_data(self, job, node):
+        if node is None:
+            return super().test_data(job, node)
+        return self._rows(("test", node.partition), 500 if node.partition == 4 else 5)
+
+
+def test_a_silo_with_most_examples_counts_10_times_the_median(
+    tmp_path, plan, monkeypatch
+):
+    """The only case in which TFF's metrics on the same data are other ones."""
+    sums, metrics = [], Evaluation.metrics
+
+    def noting(evaluation, leaves):
+        sums.append([x.item() for x in leaves])
+        return metrics(evaluation, leaves)
+
+    monkeypatch.setattr(Evaluation, "metrics", noting)
+    found = go(tmp_path, "run", {**ASK, "train.rounds": 1}, plan, Unequal).metrics
+    loss, correct, examples = np.transpose(sums)
+    assert sorted(examples) == [5, 5, 5, 5, 500]
+    counted = np.minimum(examples, 50)
+    expected = {
+        "accuracy": np.rint(correct / examples * counted).sum() / counted.sum(),
+        "loss": (loss / examples) @ counted / counted.sum(),
+    }
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert found["loss"] != pytest.approx(loss.sum() / examples.sum(), rel=1e-3)
+    [event] = events(tmp_path / "run", "reply-capped")
+    assert (event["found"], event["used"]) == (500, 50)
+
+
 def test_both_are_told_if_the_server_evaluates_too(tmp_path, plan):
     found = go(tmp_path, "run", {**ASK, "round.evaluate": "both"}, plan).metrics
     assert list(found) == ["accuracy", "loss", "client-accuracy", "client-loss"]
@@ -216,6 +250,15 @@ def test_a_hostile_reply_is_left_out(plan, hostile, code):
     [(kind, data)] = told
     assert (kind, data["code"], data["phase"]) == ("reply-dropped", code, "evaluate")
     assert layer.aggregate_evaluate(3, [reply(*hostile)]) is None
+
+
+def test_a_reply_with_more_than_its_metrics_is_left_out(plan):
+    layer, told = layer_of(plan)
+    more = reply(GOOD)
+    more.content["arrays"] = ArrayRecord()
+    assert layer.aggregate_evaluate(3, [more]) is None
+    assert layer.aggregate_evaluate(3, [reply(GOOD)]) is not None
+    assert [data["code"] for _, data in told] == ["metric-records"]
 
 
 numbers = st.one_of(
