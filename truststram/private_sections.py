@@ -261,6 +261,15 @@ class SecureKeys:
         return self.scheme != "none"
 
     @property
+    def least(self) -> int:
+        """Smallest number of nodes in a sum, which every node and server sees to.
+
+        ``secure.min-cohort``, and no fewer than three that do not collude: of two, each
+        knows the other's part.
+        """
+        return max(self.min_cohort, 3 + self.colluders)
+
+    @property
     def keeps_groups(self) -> bool:
         """Whether there are groups that are fixed for the run."""
         return self.group_size > 0 and not self.regroup

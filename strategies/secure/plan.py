@@ -80,8 +80,9 @@ def objection(
     if not (nodes < terms.least or largest > terms.parameters.most):
         return None
     text = (
-        f"{nodes} nodes can be asked; secure.min-cohort = {keys.min_cohort}, "
-        f"secure.max-cohort = {keys.max_cohort}"
+        f"{nodes} nodes can be asked; a sum has from {terms.least} "
+        "(secure.min-cohort, secure.colluders) to "
+        f"{keys.max_cohort} (secure.max-cohort)"
     )
     if told.sets:
         text += f". {WAITS}"

@@ -66,7 +66,7 @@ from functools import cached_property
 from truststram.errors import ProtocolError
 
 from .fields import join, split
-from .graph import degree, neighbours, threshold
+from .graph import colluders, degree, neighbours, threshold
 from .identity import CLIENT, Identity, Roster
 from .masks import KEY_BYTES, agree, derive_key
 
@@ -123,6 +123,9 @@ class Session:
     def check_size(self, clients: int) -> None:
         """Refuse a cohort of so many clients, if it is too small or too large.
 
+        Too small is also one in which the assumed colluders could open what others
+        masked (:func:`.graph.colluders`).
+
         Raises
         ------
         ProtocolError
@@ -131,6 +134,9 @@ class Session:
         if not self.min_cohort <= clients <= self.max_cohort:
             sizes = f"from {self.min_cohort} to {self.max_cohort} are allowed"
             raise ProtocolError("cohort-size", f"{clients} clients, {sizes}")
+        if colluders(clients, self.threat) < self.colluders:
+            text = f"{clients} clients do not bear {self.colluders} that collude"
+            raise ProtocolError("cohort-size", text)
 
 
 def advert(session: Session, identity: Identity, mask: bytes, share: bytes) -> bytes:

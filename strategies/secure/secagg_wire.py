@@ -101,7 +101,7 @@ class Settings:
         keys = self.job.secure
         parts = (self.hash, request.model, request.content)
         given = digest(*(part.encode() for part in parts))
-        sizes = (keys.min_cohort, keys.max_cohort, keys.colluders)
+        sizes = (keys.least, keys.max_cohort, keys.colluders)
         return Session(run, request.round, bytes.fromhex(given), keys.threat, *sizes)
 
     def header(self, run: str, request: Request, cohort: str, **about: Any) -> Header:

@@ -17,20 +17,21 @@ def least_nodes(job: Job) -> int:
 
     This is ``round.min-nodes``. With a secure sum, where that is left at its default,
     it is the smallest number (and no less than the default) of which
-    ``secure.min-cohort`` nodes reply: ``round.fraction`` of them are asked, a decryptor
-    never trains, a round may end at ``round.quorum``, and groups must be enough for
+    ``secure.min-cohort`` nodes reply (more for ``secure.colluders``):
+    ``round.fraction`` of them are asked, a decryptor never trains, a round may end at
+    ``round.quorum``, and groups must be enough for
     ``robust.f``. With fewer, rounds would begin and all of them fail.
     """
     keys, secure = job.round, job.secure
     if not secure.on or keys.min_nodes != RoundKeys().min_nodes:
         return keys.min_nodes
-    replies = (secure.min_cohort - 1) // keys.quorum + 1
+    replies = (secure.least - 1) // keys.quorum + 1
     found = ceil((replies + _decryptors(job)) / keys.fraction) - 2
     if secure.group_size:
         of_groups = nodes_for(secure.group_size, job.robust.f) + _decryptors(job)
         found = max(found, of_groups)
     found = max(found, keys.min_nodes)
-    while ceil(keys.quorum * trained(job, found)) < secure.min_cohort:
+    while ceil(keys.quorum * trained(job, found)) < secure.least:
         found += 1  # few steps: the rest of the divisions above, which are of floats
     return found
 

@@ -75,7 +75,7 @@ class Terms:
     @property
     def least(self) -> int:
         """Smallest number of nodes in a sum."""
-        return self.job.secure.min_cohort
+        return self.job.secure.least
 
     @property
     def adds(self) -> bool:

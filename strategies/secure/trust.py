@@ -31,7 +31,7 @@ def _of_changes(job: Job) -> str:
 def _of_sums(job: Job) -> str:
     """Return who must collude to see less than a sum."""
     keys = job.secure
-    least = f"The server sees sums of at least {keys.min_cohort} nodes"
+    least = f"The server sees sums of at least {keys.least} nodes"
     if keys.group_size:
         least += " (those of each group)"
     if keys.scheme not in HE:

@@ -122,7 +122,7 @@ class Frame:
     body: memoryview
 
 
-def digest(*parts: bytes) -> str:
+def digest(*parts: bytes | memoryview) -> str:
     """Return the SHA-256 of parts, each with its length, in hexadecimal."""
     sha = hashlib.sha256()
     for part in parts:
