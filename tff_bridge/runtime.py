@@ -7,6 +7,7 @@ during ``work`` in memory of its own what :mod:`.batches` says of the silo's dat
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -74,15 +75,19 @@ class SiloRuntime:
         prepared : sequence of arrays
             The leaves of ``prepare``.
         seconds : float, optional
-            Time limit.
+            Time limit. Making the batches counts, but is not cut off.
 
         Raises
         ------
         RunError
             As :class:`~.execution.PieceFunction`.
         """
+        begin = time.monotonic()
         with self._batches.of(x, y, order, batch_size) as data:
-            return self._pieces["work"](data, *prepared, seconds=seconds)
+            work = self._pieces["work"]
+            if seconds is not None:
+                seconds = max(0.0, seconds - (time.monotonic() - begin))
+            return work(data, *prepared, seconds=seconds)
 
 
 class CoordinatorRuntime:

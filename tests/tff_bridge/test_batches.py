@@ -88,6 +88,15 @@ def test_passes_that_do_not_fit_are_drawn_when_their_turn_comes():
     assert not MADE._orders, "nothing is kept of a data set that is not used any more"
 
 
+@pytest.mark.parametrize(("passes", "at_once"), [(4, True), (5, False), (999, False)])
+def test_many_passes_are_drawn_in_turn_however_small(passes, at_once):
+    """A function of all of them would be traced for longer than silos train."""
+    x, y = arrays(3)
+    order = Told(1, 3, passes)
+    with MADE.of(x, y, order, 2):
+        assert bool(order.asked) == at_once
+
+
 def test_a_data_set_may_be_read_twice(monkeypatch):
     """As mime-lite does: a gradient of all data, then training."""
     monkeypatch.setattr(batches, "_fit", lambda x, y, passes: False)

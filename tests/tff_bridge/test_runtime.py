@@ -6,6 +6,7 @@ Comparison with TFF's own executor is in the slow suites.
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,23 @@ def runs(tmp_path_factory):
     tff = go(folder, "tff", **{"tff.plan": str(PLAN)})
     yield folder, torch, tff
     patch.undo()
+
+
+def test_making_the_batches_is_part_of_the_time_for_work(training, monkeypatch):
+    @contextmanager
+    def slow(*arguments):
+        time.sleep(0.05)
+        yield
+
+    runtime, seconds = SiloRuntime(training.program), []
+    monkeypatch.setattr(runtime._batches, "of", slow)
+    work = lambda *arguments, seconds: seconds  # noqa: E731  # shorter than a def
+    monkeypatch.setattr(runtime, "_pieces", {"work": work})
+    for given in (None, 9.0, 0.01):
+        seconds.append(runtime.work(None, None, None, 1, [], seconds=given))
+    assert seconds[0] is None
+    assert 8 < seconds[1] <= 8.95
+    assert seconds[2] == 0
 
 
 def test_a_plan_over_flower_is_torchs_federated_averaging(runs):
