@@ -28,10 +28,14 @@ def withheld(
     Raises
     ------
     WithheldError
-        Without the text of what was raised, which goes to the node's own log by type.
+        The one that was raised inside, since its text is made for leaving the node
+        (a budget that is spent, say); for anything else one without its text, which
+        goes to the node's own log by type.
     """
     try:
         return call_next(message, context)
+    except WithheldError:
+        raise
     except Exception as error:  # noqa: BLE001  # whatever it is, it may tell of data
         kind = type(error).__name__
     # Outside the handler, so that the error has no context to be printed.
