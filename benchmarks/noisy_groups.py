@@ -4,8 +4,9 @@
 noise, of which one sum of all, or the sum of each group, has all that is accounted for.
 Malicious nodes send the largest integers that a sum takes, against their own update:
 there is room for 13 standard deviations of a node's noise on every coordinate, and in
-one sum nobody can tell that from noise. Goal: where the noise of a group's mean is at
-most about 2.5 times the longest mean (``JUDGED`` of
+one sum nobody can tell that from noise. They leave out their own noise, too: all runs
+are planned for two such nodes (``secure.colluders``, ``robust.f``). Goal: where the
+noise of a group's mean is at most about 2.5 times the longest mean (``JUDGED`` of
 ``strategies.mechanisms.distributed``), WFAgg across groups is better than one sum with
 two such nodes.
 
@@ -27,6 +28,7 @@ from benchmarks._report import Line, line, main, progress
 from strategies.mechanisms.distributed import distributed_plan, groups_of
 from strategies.mechanisms.encoder import SkellamEncoder
 from strategies.mechanisms.plan import MOST_RATE, RATE
+from strategies.robust.rule import AUTO
 from strategies.robust.wfagg import WFAgg
 from strategies.secure.groups import Groups
 from truststram.job import Job
@@ -36,6 +38,7 @@ Doubles = NDArray[np.float64]
 
 NODES, ROUNDS, TEST = 200, 10, 360
 SIZES, EPSILONS, ATTACKERS = (40, 20), (8.0, 20.0), (0, 1, 2)
+BORNE = max(ATTACKERS)  # the noise is sized for the others
 SEEDS, SEEDS_QUICK = (0, 1, 2), (0,)
 SHAPE = 65, 10  # with a bias
 STEPS, LOCAL_RATE, MOMENTUM = 10, 0.5, 0.9
@@ -81,7 +84,9 @@ def job_of(epsilon: float, size: int) -> Job:
             "secure.group-size": size,
             "secure.min-cohort": size or NODES,
             "secure.max-cohort": NODES,
+            "secure.colluders": BORNE,
             "robust.rule": "wfagg" if size else "mean",
+            "robust.f": BORNE if size else AUTO,
             "train.rounds": ROUNDS,
         }
     )
@@ -129,7 +134,7 @@ def run(cell: Cell, seed: int) -> float:
     encoder = SkellamEncoder(plan, insecure=True)
     count = groups_of(cell.job, NODES)
     groups = Groups.of([str(i) for i in range(NODES)], NODES // count, str(seed))
-    rule = WFAgg((count - 1) // 2, temporal=False)
+    rule = WFAgg(max(cell.job.robust.f, 0), temporal=False)
     rate = min(MOST_RATE, RATE / plan.mean_std(NODES, count))
     rng = derive(seed, "noise")
     model, speed, late = np.zeros(SHAPE), np.zeros(SHAPE), []

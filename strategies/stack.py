@@ -197,7 +197,9 @@ def _tail_average(job: Job, inner: Strategy) -> StrategyLayer:
 
 
 def _robust(job: Job, inner: Strategy) -> StrategyLayer:
-    return Robust(rule_of(job), inner, auto_f=job.robust.f == AUTO)
+    # Malicious nodes may leave out their noise: no more are assumed than it bears.
+    most = job.secure.colluders if job.privacy.distributed else None
+    return Robust(rule_of(job), inner, auto_f=job.robust.f == AUTO, most_f=most)
 
 
 # Rules whose rejection is a verdict on a node. The others reject a fixed number of

@@ -53,8 +53,10 @@ class DistributedDP(StrategyLayer):
 
     With ``secure.group-size`` a round is charged as the sum of one group: a node is in
     one (:mod:`.distributed`). What the rule inside makes of the groups' means is
-    computed from nothing else. Malicious nodes may leave their noise out, too, so that
-    ``secure.colluders`` must be at least ``robust.f``.
+    computed from nothing else. Malicious nodes may leave their noise out, too, and all
+    of them may be in one group: the guarantee is for at most ``secure.colluders`` of
+    them. So groups with none are refused, and so is a ``robust.f`` above it; an
+    automatic one goes no further.
 
     Events
     ------

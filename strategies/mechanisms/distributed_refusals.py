@@ -51,6 +51,16 @@ DISTRIBUTED: tuple[Refusal, ...] = (
     ),
     Refusal(
         lambda job: (
+            _is_shared(job) and job.secure.group_size > 0 and not job.secure.colluders
+        ),
+        "privacy.trust = distributed in groups without secure.colluders",
+        "groups and their rule are there for malicious nodes, which may leave out "
+        "their shares of the noise: their group has less than is accounted for",
+        "secure.colluders = the malicious nodes there may be (secure.min-cohort must "
+        "exceed it by 3), or secure.group-size = 0 with robust.rule = mean",
+    ),
+    Refusal(
+        lambda job: (
             _is_shared(job)
             and job.secure.group_size > 0
             and job.robust.f > job.secure.colluders
@@ -59,7 +69,7 @@ DISTRIBUTED: tuple[Refusal, ...] = (
         "a malicious node may leave out its share of the noise, and all of them may be "
         "in one group",
         "secure.colluders of at least robust.f (which secure.min-cohort must exceed by "
-        "3), or robust.f = -1 (automatic) where they are trusted to add noise",
+        "3), or robust.f = -1 (automatic), which then assumes no more than those",
     ),
     Refusal(
         lambda job: _is_shared(job) and job.secure.clip != SecureKeys().clip,

@@ -41,6 +41,8 @@ class Robust(StrategyLayer):
     auto_f : bool
         Set ``rule.f`` anew in every round: 30 % of the replies, rounded down, and less
         where the rule's precondition allows less (:func:`~.rule.assume`).
+    most_f : int, optional
+        What ``auto_f`` does not go beyond.
 
     Guarantees
     ----------
@@ -62,10 +64,15 @@ class Robust(StrategyLayer):
     linear = False
 
     def __init__(
-        self, rule: Rule, inner: Strategy | None = None, *, auto_f: bool = False
+        self,
+        rule: Rule,
+        inner: Strategy | None = None,
+        *,
+        auto_f: bool = False,
+        most_f: int | None = None,
     ) -> None:
         super().__init__(inner or ServerSGD())
-        self.rule, self.auto_f = rule, auto_f
+        self.rule, self.auto_f, self.most_f = rule, auto_f, most_f
         self._assumed: int | None = None  # f of the last round, if it is automatic
 
     def aggregate_train(
@@ -74,7 +81,7 @@ class Robust(StrategyLayer):
         """Reduce the replies; without a usable result the model stays as it is."""
         valid = [reply for reply in replies if reply.has_content()]
         if valid and self.auto_f:
-            assume(self.rule, len(valid))
+            assume(self.rule, len(valid), self.most_f)
             self._tell_f(server_round, len(valid))
         reason = self.rule.refusal(len(valid)) if valid else "no valid reply"
         if reason:
@@ -100,7 +107,7 @@ class Robust(StrategyLayer):
             return self.rule.refusal(replies)
         before = self.rule.f
         try:
-            assume(self.rule, replies)
+            assume(self.rule, replies, self.most_f)
             return self.rule.refusal(replies)
         finally:
             self.rule.f = before
@@ -132,7 +139,8 @@ class Robust(StrategyLayer):
 
     def describe(self) -> str:
         """Return the rule, what comes before it, and its f."""
-        f = f"auto ({AUTO_PERCENT} %)" if self.auto_f else str(self.rule.f)
+        most = "" if self.most_f is None else f", at most {self.most_f}"
+        f = f"auto ({AUTO_PERCENT} %{most})" if self.auto_f else str(self.rule.f)
         return f"{type(self).__name__}: {_title(self.rule)}, f = {f}"
 
     def state(self) -> dict[str, Any]:

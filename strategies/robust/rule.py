@@ -92,14 +92,16 @@ def equal_shares(k: int) -> Doubles:
     return np.full(k, 1.0 / k)
 
 
-def assume(rule: Rule, k: int) -> int:
+def assume(rule: Rule, k: int, most: int | None = None) -> int:
     """Set ``rule.f`` for ``k`` rows and return it.
 
-    It is :data:`AUTO_PERCENT` of ``k``, rounded down, lowered until the rule's
-    precondition holds. 0 if that is what is left, also where the rule refuses even
-    that.
+    It is :data:`AUTO_PERCENT` of ``k``, rounded down, or ``most`` if that is less,
+    lowered until the rule's precondition holds. 0 if that is what is left, also where
+    the rule refuses even that.
     """
     rule.f = AUTO_PERCENT * k // 100
+    if most is not None:
+        rule.f = min(rule.f, most)
     while rule.f > 0 and rule.refusal(k) is not None:
         rule.f -= 1
     return rule.f

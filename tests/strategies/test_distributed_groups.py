@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -15,6 +15,8 @@ from strategies.mean.layer import WeightedMean
 from strategies.mechanisms.distributed import JUDGED, distributed_plan
 from strategies.mechanisms.distributed_layer import DistributedDP
 from strategies.mechanisms.encoder import SkellamEncoder, encoder_for
+from strategies.robust.layer import Robust
+from strategies.robust.rule import assume
 from strategies.secure.groups import Groups
 from strategies.server_sgd import ServerSGD
 from strategies.update import blank_update, read_delta
@@ -36,7 +38,13 @@ ONE_SUM = {
     "train.rounds": 2,
     "server.lr": 1.0,
 }
-GROUPED = {**ONE_SUM, "secure.group-size": 4, "robust.rule": "wfagg"}
+GROUPED = {
+    **ONE_SUM,
+    "secure.group-size": 4,
+    "secure.min-cohort": 4,
+    "secure.colluders": 1,
+    "robust.rule": "wfagg",
+}
 D = 20_000
 # Error rate of each statistical test.
 LEVEL = 1e-6
@@ -47,19 +55,17 @@ def job(**changes) -> Job:
     return Job.of({**GROUPED, **given})
 
 
-def encoded(asked: Job, clients: int, seed: int = 0, share: float = 1.0):
-    """Return what so many clients with zero updates encode, centred, (clients, D).
-
-    ``share`` scales the deviation of the noise: wrong ones are to be noticed.
-    """
+@cache
+def encoded(asked: Job, clients: int, seed: int = 0):
+    """Return what so many clients with zero updates encode, centred, (clients, D)."""
     plan = distributed_plan(asked, D)
     encoder = SkellamEncoder(plan, insecure=True)
     zero, rng = np.zeros(D, np.float32), np.random.default_rng(seed)
     rows = [encoder.encode(zero, rng).astype(np.int64) for _ in range(clients)]
-    return plan, np.rint((np.array(rows) - encoder.half) * share)
+    return plan, np.array(rows) - encoder.half  # to be copied before it is changed
 
 
-@pytest.mark.parametrize(("least", "colluders", "size"), [(3, 0, 4), (5, 2, 6)])
+@pytest.mark.parametrize(("least", "colluders", "size"), [(4, 1, 4), (5, 2, 6)])
 def test_the_sum_of_every_group_has_the_planned_noise_from_its_honest_survivors(
     least, colluders, size
 ):
@@ -70,15 +76,18 @@ def test_the_sum_of_every_group_has_the_planned_noise_from_its_honest_survivors(
     nodes = 3 * size
     groups = Groups.of([str(i) for i in range(nodes)], size, "run")
     plan, noise = encoded(asked, nodes)
+    # Shares that are sized for the survivors of all groups together.
+    _, thinner = encoded(asked.replace({"secure.min-cohort": 3 * least}), nodes)
     planned = (plan.release.scale * plan.on.units) ** 2
     for group in groups.members:
         for survivors in range(least, size + 1):
             honest = [int(name) for name in group][: survivors - colluders]
-            found = np.square(noise[honest].sum(axis=0)).sum() / planned
+            found, thin = (
+                np.square(rows[honest].sum(axis=0)).sum() / planned
+                for rows in (noise, thinner)
+            )
             assert found > stats.chi2.ppf(LEVEL, D)
-            # What leaves when shares are sized for the survivors of all groups.
-            thinner = found * (least - colluders) / (3 * least - colluders)
-            assert thinner < stats.chi2.ppf(LEVEL, D)
+            assert thin < stats.chi2.ppf(LEVEL, D)
 
 
 def test_another_update_of_a_client_changes_the_sum_of_its_group_only():
@@ -97,40 +106,60 @@ def test_another_update_of_a_client_changes_the_sum_of_its_group_only():
         assert np.array_equal(one, other) is (i != groups.index("11"))
 
 
-def games(asked: Job, share: float = 1.0):
-    """Guess coins from the sums of three groups of four; return right guesses.
+NODES, GROUPS = [str(i) for i in range(12)], 3
 
-    Each coordinate is a game of its own: client 0 contributes the clip or less the
-    clip, all else is known, and the noise is what the encoders add. Guesses are by the
-    likelihood of one group's sum, and by that of all groups' together.
+
+def right_guesses(asked: Job, target: int, silent: int = 1, *, everywhere=False):
+    """Guess coins from the sums of all groups; return right guesses of D / 2.
+
+    Each coordinate is a game of its own: the target contributes the clip or less the
+    clip, all else is known, and the noise is what the encoders add; ``silent`` nodes of
+    the target's group leave out theirs. Guesses are by the likelihood ratio of normal
+    sums with one covariance, whose weights for the sums of all groups are learnt from
+    the other half of the games: no sum is taken to be independent of the coins.
+    ``everywhere`` adds what the target sends to all sums, which they must not do.
     """
-    plan, noise = encoded(asked, 12, seed=1, share=share)
+    groups = Groups.of(NODES, 4, "run")
+    plan, noise = encoded(asked, len(NODES), seed=1)
+    rows = noise.copy()
+    own = groups.members[groups.index(str(target))]
+    for name in [name for name in own if int(name) != target][:silent]:
+        rows[int(name)] = 0
     coins = np.random.default_rng(2).choice([-1, 1], D)
-    noise[0] += coins * plan.on.units
-    sums = noise.reshape(3, 4, D).sum(axis=1)
-    by_one = np.sign(sums[0])
-    # log f(sums | +) - log f(sums | -): the other groups' terms do not depend on it.
-    likely = stats.norm(scale=math.sqrt(4 * plan.share) * share)
-    ratio = [
-        likely.logpdf(s - c * plan.on.units) - likely.logpdf(s + c * plan.on.units)
-        for s, c in zip(sums, (1, 0, 0), strict=True)
-    ]
-    by_all = np.sign(sum(ratio))
-    return plan, int((by_one == coins).sum()), by_one, by_all
+    rows[target] += coins * int(plan.on.units)
+    sums = np.array(
+        [rows[list(map(int, g))].sum(axis=0) for g in groups.members], float
+    )
+    if everywhere:
+        sums += [rows[target] * (group is not own) for group in groups.members]
+    known, asked_for = sums[:, ::2], sums[:, 1::2]
+    weights = np.linalg.solve(known @ known.T, known @ coins[::2])
+    return int((np.sign(weights @ asked_for) == coins[1::2]).sum())
 
 
-def test_an_attack_on_all_sums_of_a_round_knows_what_the_sum_of_one_group_tells():
-    """Audit: right guesses are no more than the accounted noise allows, and near it."""
-    asked = job(secure__min_cohort=4)
-    plan, right, by_one, by_all = games(asked)
-    np.testing.assert_array_equal(by_one, by_all)
+def test_an_attack_on_all_sums_of_a_round_knows_no_more_than_is_accounted_for():
+    """Audit: right guesses are no more than the accounted noise allows, and near it.
+
+    A node of the target's group leaves out its noise, as ``secure.colluders`` allows.
+    """
+    asked = job()
+    release = distributed_plan(asked, D).release
     # Neighbours differ by two clips; the noise is that of the release.
-    best = stats.norm.cdf(plan.release.sensitivity / 2 / plan.release.scale)
-    assert stats.binom.sf(right - 1, D, best) > LEVEL
-    assert stats.binom.cdf(right, D, best) > LEVEL
-    # Shares that add up to the noise over all groups only: refuted.
-    _, right, *_ = games(asked, share=3**-0.5)
-    assert stats.binom.sf(right - 1, D, best) < LEVEL
+    best = stats.norm.cdf(release.sensitivity / 2 / release.scale)
+
+    def too_many(right):
+        return stats.binom.sf(right - 1, D // 2, best) < LEVEL
+
+    for target in range(len(NODES)):
+        right = right_guesses(asked, target)
+        assert not too_many(right)
+        assert stats.binom.cdf(right, D // 2, best) > LEVEL
+        # A target in the sums of all groups, with the same noise: refuted.
+        assert too_many(right_guesses(asked, target, everywhere=True))
+    # So is one more that leaves out its noise than is assumed,
+    assert too_many(right_guesses(asked, 0, silent=2))
+    # and shares that add up to the noise over all groups only.
+    assert too_many(right_guesses(asked.replace({"secure.min-cohort": 12}), 0))
 
 
 def test_groups_are_charged_like_one_sum_with_as_few_survivors():
@@ -264,7 +293,8 @@ def test_a_plan_for_people_says_the_noise_of_groups():
     groups = shown["groups"]
     assert groups["count"] == 10
     assert groups["noise-to-signal"] == pytest.approx(plan.ratio(20))
-    alone = Job.of({**ONE_SUM, "secure.min-cohort": 200, "secure.max-cohort": 200})
+    one = {"secure.min-cohort": 200, "secure.max-cohort": 200, "secure.colluders": 1}
+    alone = Job.of({**ONE_SUM, **one})
     assert groups["one-sum"] == pytest.approx(preview(alone, 200)["noise-to-signal"])
     assert groups["one-sum"] < shown["noise-to-signal"] < groups["noise-to-signal"]
     text = "\n".join(lines(shown))
@@ -284,8 +314,10 @@ def test_a_plan_for_people_says_the_noise_of_groups():
         ({}, None),
         ({"robust__rule": "median"}, None),
         ({"secure__regroup": True}, None),
-        ({"robust__f": 1}, "robust.f above secure.colluders"),
-        ({"robust__f": 1, "secure__colluders": 1, "secure__min_cohort": 4}, None),
+        ({"robust__f": 2}, "robust.f above secure.colluders"),
+        ({"robust__f": 1}, None),
+        ({"secure__colluders": 0}, "groups without secure.colluders"),
+        ({"secure__colluders": 0, "robust__f": 0}, "groups without secure.colluders"),
         ({"secure__group_size": 0}, "robust.rule with a secure sum of all nodes"),
         ({"privacy__trust": "central", "privacy__mechanism": "gaussian"}, "by the ser"),
         ({"privacy__trust": "local", "privacy__mechanism": "gaussian"}, "by the nodes"),
@@ -300,12 +332,27 @@ def test_robust_rules_over_noise_are_refused_where_they_are_unsound(changes, rea
         stack.check(asked)
 
 
+def test_an_automatic_f_assumes_no_more_than_the_noise_bears():
+    """Of 20 groups 6 would be 30 %."""
+    for colluders, f in ((1, 1), (3, 3), (9, 6)):
+        nodes = {"colluders": colluders, "min_cohort": 20, "group_size": 20}
+        asked = job(**{f"secure__{k}": v for k, v in nodes.items()})
+        [robust] = [x for x in walk(stack.build(asked)) if isinstance(x, Robust)]
+        assert robust.refusal(20) is None
+        assert assume(robust.rule, 20, robust.most_f) == f
+    alone = Job.of({"robust.rule": "wfagg"})
+    [robust] = [x for x in walk(stack.build(alone)) if isinstance(x, Robust)]
+    assert robust.most_f is None
+
+
 def test_a_run_in_groups_is_charged_as_one_sum_a_round(tmp_path):
     changes = {
         "secure.scheme": "secagg",
-        "secure.group-size": 3,
-        "secure.max-cohort": 3,
-        "round.min-nodes": 6,
+        "secure.group-size": 4,
+        "secure.min-cohort": 4,
+        "secure.max-cohort": 4,
+        "secure.colluders": 1,
+        "round.min-nodes": 8,
         "robust.rule": "wfagg",
         "privacy.mechanism": "auto",
         "privacy.trust": "distributed",
@@ -313,10 +360,10 @@ def test_a_run_in_groups_is_charged_as_one_sum_a_round(tmp_path):
         "privacy.insecure": True,
         "train.rounds": 2,
     }
-    result = runs.run(tmp_path, changes=changes, nodes=6)
+    result = runs.run(tmp_path, changes=changes, nodes=8)
     told = read(result.dir / "events.jsonl")
     of = {k: [e for e in told if e["kind"] == k] for k in {e["kind"] for e in told}}
-    assert [e["clients"] for e in of["secure-sum"]] == [3] * 4
+    assert [e["clients"] for e in of["secure-sum"]] == [4] * 4
     assert [e["clipped"] for e in of["secure-sum"]] == [0] * 4
     assert of["privacy-spent"][-1]["epsilon"] == pytest.approx(20, rel=1e-3)
     [plan] = of["privacy-plan"]

@@ -23,6 +23,11 @@ REFUSED: dict[str, dict[str, object]] = {
         "privacy.mechanism": "gaussian",
     },
     "privacy.mechanism = skellam without": {"privacy.mechanism": "skellam"},
+    "privacy.trust = distributed in groups without secure.colluders": {
+        **SHARES,
+        "secure.group-size": 4,
+        "robust.rule": "wfagg",
+    },
     "privacy.trust = distributed with robust.f above secure.colluders": {
         **SHARES,
         "secure.group-size": 4,

@@ -121,6 +121,14 @@ def test_an_automatic_f_outvotes_30_percent():
     assert given_zero.play(steps) < 0
 
 
+def test_an_automatic_f_stops_at_the_most_that_is_given():
+    rounds = Rounds(Robust(make_rule("trimmed-mean", 0), auto_f=True, most_f=2))
+    for k in (10, 4, 20):
+        rounds.play([1.0] * k)
+    assert [told["f"] for told in rounds.told("assumed-f")] == [2, 1, 2]
+    assert rounds.layer.describe().endswith("f = auto (30 %, at most 2)")
+
+
 def test_what_a_rule_refuses_with_no_attacker_is_refused_with_an_automatic_f():
     rounds = Rounds(Robust(make_rule("krum", 0), auto_f=True))
     assert rounds.play([1.0] * 2) is None
