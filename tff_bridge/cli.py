@@ -107,8 +107,8 @@ def inspect(
     typer.echo(f"Runs here:  {'; '.join(_over_flower(found)) or needs}")
     if "train" in found.programs:
         reasons = "; ".join(_evaluation(found))
-        words = f"no, silos do with torch: {reasons}" if reasons else "yes"
-        typer.echo(f"Evaluates:  {words}")
+        others = "" if _needs(found) else "silos do with torch: "
+        typer.echo(f"Evaluates:  {f'no, {others}{reasons}' if reasons else 'yes'}")
 
 
 @app.command()
@@ -228,10 +228,10 @@ def _needs(plan: Plan) -> str:
 
 
 def _evaluation(plan: Plan) -> list[str]:
-    """Return why silos that are asked to evaluate do not do it with the plan."""
-    from .evaluation import Evaluation
+    """Return why silos do not evaluate with the plan."""
+    from .evaluation import NOT_ASKED, Evaluation
 
-    return Evaluation.obstacles(plan)
+    return [NOT_ASKED] if _needs(plan) else Evaluation.obstacles(plan)
 
 
 def _table(*columns: str) -> Table:

@@ -30,12 +30,14 @@ from .manifest import Program
 from .part import Part
 from .plan import Plan
 
-__all__ = ["Evaluation", "why_torch"]
+__all__ = ["NOT_ASKED", "Evaluation", "why_torch", "with_what"]
 
 # The leaves of work, as tff_bridge.classifier_tf makes them, and what of them is sent.
 _SUMS = {"loss_sum": "float32", "correct": "int64", "examples": "int64"}
 _SENT = {"loss", "accuracy", "num-examples"}
 METRICS = {"loss", "accuracy"}
+# strategies/secure/refusals.py
+NOT_ASKED = "nodes of a secure sum are not asked"
 # The loss of one silo, summed: sums of 2^20 silos then are finite in float32.
 LARGEST = float(np.finfo(np.float32).max) / 2**20
 # Examples of one silo: sums of any number of silos then fit 64 bits.
@@ -153,8 +155,7 @@ def _finished(program: Program) -> dict[str, int]:
 def why_torch(plan: Plan, task: Task, job: Job) -> str:
     """Return why nodes that are asked evaluate with torch; empty: with the plan.
 
-    Differential privacy pays for an accuracy of each node, not for sums. Nodes of a
-    secure sum are not asked (``strategies/secure/refusals.py``).
+    Differential privacy pays for an accuracy of each node, not for sums.
     """
     if reasons := Evaluation.obstacles(plan):
         return "; ".join(reasons)
@@ -162,6 +163,17 @@ def why_torch(plan: Plan, task: Task, job: Job) -> str:
         return f"the task's metrics are {', '.join(task.metrics)}"
     if job.privacy.on:
         return "privacy.mechanism: nodes tell an accuracy at most, with noise"
-    if job.secure.on:
-        return "secure.scheme: nodes are not asked"
     return ""
+
+
+def with_what(plan: Plan, task: Task, job: Job) -> str:
+    """Return what nodes evaluate with: ``plan``, ``torch: why`` or ``nothing: why``.
+
+    With ``round.evaluate = auto`` that is for a server without test data.
+    """
+    if job.secure.on:
+        return f"nothing: {NOT_ASKED}"
+    if job.round.evaluate in ("none", "server"):
+        return f"nothing: round.evaluate = {job.round.evaluate}"
+    reason = why_torch(plan, task, job)
+    return f"torch: {reason}" if reason else "plan"

@@ -17,7 +17,7 @@ from .agreement import offer
 from .analytics import Analytics
 from .analytics_server import AnalyticsServer
 from .capabilities import check, described, read_for
-from .evaluation import Evaluation, why_torch
+from .evaluation import Evaluation, with_what
 from .evaluation_layer import PlanEvaluation
 from .execution import require_tensorflow
 from .plan import Plan
@@ -80,11 +80,10 @@ def load(job: Job, task: Task) -> PlanRun:
         return PlanRun(alone, offer(plan), about)
     _check_model(plan, task, job)
     trained = _kind(found)(found, coordinator, **stack.sampling(job))
-    reason = why_torch(plan, task, job)
-    about["evaluation"] = f"torch: {reason}" if reason else "plan"
-    if reason:
-        return PlanRun(trained, offer(plan), about)
-    return PlanRun(_evaluated(trained, plan, task), offer(plan), about)
+    about["evaluation"] = with_what(plan, task, job)
+    if about["evaluation"] == "plan":
+        return PlanRun(_evaluated(trained, plan, task), offer(plan), about)
+    return PlanRun(trained, offer(plan), about)
 
 
 def _kind(training: Training) -> type[TFFServer]:

@@ -40,8 +40,8 @@ Events
                      weights (examples | equal), pinned (by whom); of a computation
                      without aggregator, server and weights; with secure sums of the
                      plan's own also integers (how many) and integer-bits (widest);
-                     of a training also evaluation (what nodes that are asked evaluate
-                     with: plan | torch: why)
+                     of a training also evaluation (what nodes evaluate with: plan |
+                     torch: why | nothing: why)
 ``plan-offered``     nodes (asked), answered, bytes_down, bytes_up
 ``tff-result``       round, silos (number), result (numbers and lists by name)
 ``compression-plan`` codec, ratio, downlink, parameters, raw, up, down, values, error

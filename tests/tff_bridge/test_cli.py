@@ -39,6 +39,11 @@ def test_inspect_says_with_what_silos_evaluate(tmp_path, path):
     assert json.loads(tff("inspect", path, "--json").output)["evaluation"] == [reason]
     plan_of(evaluate=evaluation()).write(tmp_path / "x")
     assert "Evaluates:  yes" in tff("inspect", tmp_path / "x").output
+    reason = "nodes of a secure sum are not asked"
+    sealed_plan(evaluate=evaluation()).write(tmp_path / "x")
+    assert f"Evaluates:  no, {reason}" in tff("inspect", tmp_path / "x").output
+    found = json.loads(tff("inspect", tmp_path / "x", "--json").output)
+    assert found["evaluation"] == [reason]
 
 
 def test_inspect_says_why_a_plan_is_no_round_of_ours(tmp_path):

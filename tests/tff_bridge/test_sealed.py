@@ -11,7 +11,14 @@ from server_app.checkpoint import load_model
 from strategies.secure.integers import read_integers, with_integers
 from tests.support.runs import model_bytes, run
 from tests.support.task import TinyTask
-from tests.tff_bridge.numpy_plan import MOMENTUM, events, leaf, numpy_pieces, plan_of
+from tests.tff_bridge.numpy_plan import (
+    MOMENTUM,
+    evaluation,
+    events,
+    leaf,
+    numpy_pieces,
+    plan_of,
+)
 from tests.tff_bridge.sealed_plan import (
     LEAVES,
     SIZE,
@@ -22,6 +29,7 @@ from tests.tff_bridge.sealed_plan import (
 )
 from tff_bridge import server
 from tff_bridge.capabilities import check, described
+from tff_bridge.evaluation import with_what
 from tff_bridge.sealed import SealedLayout
 from tff_bridge.sealed_server import SealedServer
 from tff_bridge.torch_silo import check_torch
@@ -84,8 +92,22 @@ def test_a_run_is_that_of_the_weighted_mean(tmp_path, made, threat):
     [event] = events(tmp_path / "tff", "tff-plan")
     assert (event["weights"], event["aggregator"]) == ("examples", "secure")
     assert (event["integers"], event["integer-bits"]) == (SIZE, 32)
+    assert event["evaluation"] == "nothing: nodes of a secure sum are not asked"
     [event] = events(tmp_path / "tff", "secure-plan")
     assert (event["bits"], event["encrypted"], event["clip"]) == (32, SIZE, None)
+
+
+def test_silos_are_not_asked_to_evaluate_with_the_plan_either(tmp_path):
+    plan = sealed_plan(evaluate=evaluation())
+    for more, told in (
+        ({}, "nothing: nodes of a secure sum are not asked"),
+        ({"secure.scheme": "none"}, "plan"),
+        ({"secure.scheme": "none", "round.evaluate": "none"},
+         "nothing: round.evaluate = none"),
+        ({"secure.scheme": "none", "round.evaluate": "server"},
+         "nothing: round.evaluate = server"),
+    ):  # fmt: skip  # a row for each setting
+        assert with_what(plan, Task(), Job.of({**RUN, **more})) == told
 
 
 def test_the_server_gets_the_sums_of_what_silos_sent(tmp_path, made, monkeypatch):
