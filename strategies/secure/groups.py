@@ -12,10 +12,11 @@ Why the groups are fixed
 From means over other groups in every round the server could compute single clients'
 updates by regression, since updates of a client resemble each other. From means over
 the same groups it learns the same sums again. Nodes see to it: they refuse, within one
-run, sums in which a node would have been together with more others than the largest
+Flower run, sums in which a node would have been together with more others than the largest
 group has (:meth:`.journal.Journal.together`): with secure aggregation everyone before
 it masks its update, under homomorphic encryption those that decrypt. What is left to a
-server that regroups is what dropouts tell of a group of that size.
+server that regroups is what dropouts tell of a group of that size. Another Flower run,
+which a server may start, may have other groups: the nodes do not compare runs.
 
 Groups that change
 ------------------

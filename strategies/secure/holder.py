@@ -87,7 +87,7 @@ def opened(
         "key": key.fingerprint,
         "parameters": terms.hash,
     }
-    if role == CLIENT and journal.joined(request.part_taken) is None:
+    if role == CLIENT and not journal.trained(request.part_taken):
         raise ProtocolError("model", "this node took no part with that message")
     total, frames = _summed(request, terms, keyring, key, expected)
     header, names = frames[0].header, [frame.member.name for frame in frames]

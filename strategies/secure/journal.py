@@ -6,9 +6,11 @@ them, or gives its shares of their masks) does so, for one model, for sets of no
 are equal or have nobody in common; and it is written down before it is done. A set of
 an earlier model is opened again only if it is exactly the same.
 
-Of sums inside fixed groups it is also remembered, for each run, who was together with
-whom: a set that would bring more nodes together than a group can have is refused,
-whatever the model. Nodes of a group may drop out and come back.
+Of sums inside fixed groups it is also remembered, for each Flower run, who was together
+with whom: a set that would bring more nodes together than a group can have is refused,
+whatever the model. Nodes of a group may drop out and come back. Within that one run
+only: another one, which the server may start, may have other groups. Who was together
+is known for the last runs; a run before those gets no sum any more.
 
 What this does not do
 ---------------------
@@ -20,10 +22,10 @@ opened more than once: nodes that train deterministically repeat their sum, othe
 a second sum over the same nodes.
 
 The memory belongs to a key (that of the job, or the name of the scheme where the job
-has none), not to the run: another run under the same key finds it. In a deployment it
-is the file ``journal.json`` in the node's folder of keys and outlives the process;
-processes that use it at the same time take turns. In a simulation it is in Flower's
-node state.
+has none), not to the run: another run under the same key finds what it says of models.
+In a deployment it is the file ``journal.json`` in the node's folder of keys and
+outlives the process; processes that use it at the same time take turns. In a simulation
+it is in Flower's node state.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from flwr.app import ConfigRecord, Context
 
 from truststram.errors import CheckpointError, ProtocolError
 
+from .journal_form import FORGOTTEN, PARTS, Memory, parsed
 from .private_files import alone, write
 from .wire import digest
 
@@ -45,10 +48,9 @@ __all__ = ["Journal"]
 
 STATE = "truststram-secure"
 MAX_FILE = 64 * 2**20
-# Models whose sets of nodes, and runs whose groups, are remembered name by name.
+# Models whose sets of nodes, and runs whose groups, are remembered name by name; what
+# this node trained for and may still be asked to open.
 RECENT = 8
-PARTS = ("joined", "masked", "opened", "recent", "groups")
-Memory = dict[str, Any]
 Names = Collection[str]
 
 
@@ -77,26 +79,22 @@ class Journal:
         self._path = folder / "journal.json" if folder else None
         self._read()
 
-    def join(self, model: str, cohort: str) -> None:
-        """Take part in a sum.
+    def train(self, part: str) -> None:
+        """Remember that this node trained for a sum; the last few are.
 
-        Raises
-        ------
-        ProtocolError
-            ``cohort``, if this node was in another cohort for the same model.
+        Parameters
+        ----------
+        part : str
+            Model, content and cohort (:attr:`.terms.Request.part_taken`).
         """
         with self._memory() as memory:
-            known = memory["joined"].setdefault(model, cohort)
-            if known != cohort:
-                raise ProtocolError(
-                    "cohort", "this node has joined another set of nodes for this model"
-                )
+            kept = [one for one in memory["trained"] if one != part]
+            memory["trained"] = [*kept, part][-RECENT:]
 
-    def joined(self, model: str) -> str | None:
-        """Return the cohort that this node joined for a model."""
+    def trained(self, part: str) -> bool:
+        """Return whether this node trained for a sum, lately."""
         with self._memory() as memory:
-            found: str | None = memory["joined"].get(model)
-        return found
+            return part in memory["trained"]
 
     def mask(
         self, model: str, cohort: Names, agree: Callable[[Names, Names], bool]
@@ -151,8 +149,9 @@ class Journal:
         Raises
         ------
         ProtocolError
-            ``regrouped``, if more nodes would have been together in this run than a
-            group has, one by one or all at once.
+            ``regrouped``, if more nodes would have been together in this Flower run
+            than a group has, one by one or all at once; or for a run whose groups are
+            forgotten, since ``RECENT`` others had sums after its last one.
         """
         with self._memory() as memory:
             _keep_together(memory["groups"], run, set(nodes), most)
@@ -163,8 +162,8 @@ class Journal:
         with self._alone():
             everything = self._read()
             memory = everything.setdefault(self._key, {})
-            for what in PARTS:
-                memory.setdefault(what, {})
+            for what, (empty, _) in PARTS.items():
+                memory.setdefault(what, empty())
             before = json.dumps(everything)
             yield memory
             text = json.dumps(everything)
@@ -178,26 +177,35 @@ class Journal:
         return alone(self._path.with_suffix(".lock"))
 
     def _read(self) -> dict[str, Memory]:
-        if self._path is None:
-            record = self._context.state.get(STATE)
-            text = str(record["json"]) if isinstance(record, ConfigRecord) else "{}"
-        elif self._path.exists():
-            if self._path.stat().st_size > MAX_FILE:
-                raise CheckpointError(f"{self._path} is too large.")
-            text = self._path.read_text()
-        else:
-            text = "{}"
-        try:
-            found: dict[str, Memory] = json.loads(text)
-        except ValueError:
+        data = self._data()
+        if len(data) > MAX_FILE:
+            raise CheckpointError(f"{self._name} is too large.")
+        found = parsed(data)
+        if found is None:
             # Going on without a memory would make room for a second sum.
             raise CheckpointError(
-                f"{self._path} is damaged: this node no longer knows which sums it "
+                f"{self._name} is damaged: this node no longer knows which sums it "
                 "took part in. Remove it, and begin jobs with models that were never "
                 "trained here: with another run.seed, and for secure.scheme = bfv or "
                 "ckks with a new key."
-            ) from None
+            )
         return found
+
+    def _data(self) -> bytes:
+        """Return what is kept, as it is; one byte more than allowed of more."""
+        if self._path is None:
+            record = self._context.state.get(STATE)
+            text = record.get("json", "") if isinstance(record, ConfigRecord) else "{}"
+            return str(text).encode()
+        try:
+            with self._path.open("rb") as file:
+                return file.read(MAX_FILE + 1)
+        except FileNotFoundError:
+            return b"{}"
+
+    @property
+    def _name(self) -> str:
+        return str(self._path or "The journal in this node's state")
 
     def _write(self, text: str) -> None:
         if self._path is None:
@@ -231,13 +239,17 @@ def _note(
 def _keep_together(runs: dict[str, Any], run: str, names: set[str], most: int) -> None:
     """Note that nodes are in one group, with all they were together with before."""
     before = runs.pop(run, [])
+    if before is FORGOTTEN:
+        text = f"{RECENT} others had sums since, and those of this one are forgotten"
+        raise ProtocolError("regrouped", f"groups are fixed for a run: {text}")
     met = [group for group in before if not names.isdisjoint(group)]
     group = names.union(*met)
     if len(group) > most:
         text = f"{len(group)} nodes would have been together, and groups have {most}"
         raise ProtocolError("regrouped", f"groups are fixed for a run: {text} at most")
     runs[run] = [*(one for one in before if one not in met), sorted(group)]
-    _forget(runs)
+    known = [run for run, groups in runs.items() if groups is not FORGOTTEN]
+    runs |= dict.fromkeys(known[:-RECENT], FORGOTTEN)
 
 
 def _forget(recent: dict[str, Any]) -> None:

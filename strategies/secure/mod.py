@@ -141,7 +141,7 @@ class _Node:
         if str(self.context.node_id) not in request.cohort:
             raise ProtocolError("cohort", "this node is not in the cohort")
         arrays = check_given(message, request.model, request.content)
-        self.journal.join(request.part_taken, request.cohort_hash)
+        self.journal.train(request.part_taken)
         return arrays
 
     def _sealed(self, arrays: ArrayRecord, found: RecordDict) -> RecordDict:

@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 
 import pytest
+from flwr.app import ConfigRecord
 
+from strategies.secure import journal
 from strategies.secure.graph import quorums_meet
-from strategies.secure.journal import RECENT, Journal
+from strategies.secure.journal import RECENT, STATE, Journal
 from truststram._flower import make_context
 from truststram.errors import CheckpointError, ProtocolError
 
@@ -23,15 +25,18 @@ def reopen(request, tmp_path):
     return lambda key="k": Journal(context, key, folder)
 
 
-def test_a_node_joins_one_cohort_for_a_model(reopen):
-    assert reopen().joined("m") is None
-    reopen().join("m", "c")
-    reopen().join("m", "c")
-    with pytest.raises(ProtocolError, match="cohort"):
-        reopen().join("m", "other")
-    assert reopen().joined("m") == "c"
-    reopen().join("m2", "other")
-    reopen("another key").join("m", "other")
+def test_a_node_knows_what_it_trained_for_lately(reopen):
+    assert not reopen().trained("m")
+    for part in ("m", "other", "m"):
+        reopen().train(part)
+    assert reopen().trained("m")
+    assert not reopen("another key").trained("m")
+    for i in range(RECENT - 1):
+        reopen().train(f"m{i}")
+    assert reopen().trained("m")
+    assert not reopen().trained("other")
+    reopen().train("last")
+    assert not reopen().trained("m")
 
 
 def test_sums_of_a_model_are_of_equal_or_of_disjoint_sets(reopen):
@@ -81,6 +86,26 @@ def test_the_groups_of_the_last_runs_are_remembered(reopen):
             reopen().together(str(i), ["b", "c", "d"], 3)
 
 
+def test_a_run_whose_groups_are_forgotten_has_no_sums_any_more(reopen):
+    reopen().together("first", ["a", "b", "c"], 3)
+    for i in range(RECENT):
+        reopen().together(str(i), ["a", "b", "c"], 3)
+    for nodes in (["a", "d", "e"], ["a", "b", "c"], ["x", "y", "z"]):
+        for _ in range(2):
+            with pytest.raises(ProtocolError, match=r"^regrouped: .* are forgotten"):
+                reopen().together("first", nodes, 3)
+    reopen().together("new", ["a", "d", "e"], 3)
+    reopen("another key").together("first", ["a", "d", "e"], 3)
+
+
+def test_a_run_that_goes_on_is_not_forgotten(reopen):
+    for i in range(3 * RECENT):
+        reopen().together("long", ["a", "b", "c"], 3)
+        reopen().together(str(i), ["a", "b", "c"], 3)
+    with pytest.raises(ProtocolError, match="groups have 3"):
+        reopen().together("long", ["a", "b", "d"], 3)
+
+
 def test_what_is_masked_is_not_yet_opened(reopen):
     reopen().mask("m", ["a", "b", "c", "d"], quorums_meet)
     reopen().open("m", ["a", "b", "c"])
@@ -96,12 +121,83 @@ def test_of_earlier_models_only_the_same_sets_are_opened(reopen):
 
 def test_a_damaged_memory_is_not_taken_for_an_empty_one(tmp_path):
     context = make_context(1, {}, {})
-    Journal(context, "k", tmp_path).join("m", "c")
+    Journal(context, "k", tmp_path).train("m")
     path = tmp_path / "journal.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_text(path.read_text()[:-3])
     with pytest.raises(CheckpointError, match=r"another run\.seed"):
         Journal(context, "k", tmp_path)
+
+
+DAMAGED = [
+    b"",
+    b"\xff",
+    b"[]",
+    b"null",
+    b"7",
+    b"[" * 100_000,
+    b'{"k": []}',
+    b'{"another key": []}',
+    b'{"k": {"trained": {}}}',
+    b'{"k": {"trained": [1]}}',
+    b'{"k": {"masked": []}}',
+    b'{"k": {"opened": {"m": "set"}}}',
+    b'{"k": {"opened": {"m": [1]}}}',
+    b'{"k": {"recent": []}}',
+    b'{"k": {"recent": {"opened": []}}}',
+    b'{"k": {"recent": {"opened": {"m": ["a"]}}}}',
+    b'{"k": {"recent": {"opened": {"m": [[1]]}}}}',
+    b'{"k": {"groups": []}}',
+    b'{"k": {"groups": {"run": 1}}}',
+    b'{"k": {"groups": {"run": ["a"]}}}',
+    b'{"k": {"groups": {"run": [[null]]}}}',
+]
+
+
+@pytest.mark.parametrize("data", DAMAGED, ids=lambda data: data[:40])
+def test_all_damage_is_told_as_such_and_with_its_cure(tmp_path, data):
+    path = tmp_path / "journal.json"
+    context = make_context(1, {}, {})
+    open_one = Journal(context, "k", tmp_path)
+    path.write_bytes(data)
+    for use in (
+        lambda: Journal(context, "k", tmp_path),
+        lambda: open_one.open("m", ["a", "b", "c"]),
+        lambda: open_one.together("run", ["a", "b", "c"], 3),
+        lambda: open_one.trained("m"),
+    ):
+        with pytest.raises(CheckpointError, match=r"damaged.* another run\.seed"):
+            use()
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("record", [{"json": "[]"}, {"json": 7}, {"other": "{}"}])
+def test_damage_in_the_state_of_a_simulated_node(record):
+    context = make_context(1, {}, {})
+    context.state[STATE] = ConfigRecord(record)
+    with pytest.raises(CheckpointError, match="state is damaged"):
+        Journal(context, "k", None)
+
+
+def test_a_memory_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "MAX_FILE", 100)
+    context = make_context(1, {}, {})
+    (tmp_path / "journal.json").write_bytes(b"{}" + b" " * 98)
+    Journal(context, "k", tmp_path)
+    (tmp_path / "journal.json").write_bytes(b"{}" + b" " * 99)
+    with pytest.raises(CheckpointError, match="too large"):
+        Journal(context, "k", tmp_path)
+
+
+def test_what_was_written_is_read_again(tmp_path):
+    context = make_context(1, {}, {})
+    for i in range(RECENT + 2):
+        found = Journal(context, "k", tmp_path)
+        found.train(f"m{i}")
+        found.mask(f"m{i}", ["a", "b", "c"], quorums_meet)
+        found.open(f"m{i}", ["a", "b", "c"])
+        found.together(f"run{i}", ["a", "b", "c"], 3)
+    Journal(context, "k", tmp_path).open("m1", ["a", "b", "c"])
 
 
 def test_a_second_process_sees_what_the_first_has_opened(reopen):
@@ -115,11 +211,11 @@ def test_a_second_process_sees_what_the_first_has_opened(reopen):
 
 
 def test_processes_take_turns_from_reading_to_writing(tmp_path):
-    journal = Journal(make_context(1, {}, {}), "k", tmp_path)
-    journal.open("m", ["a", "b", "c"])
+    taking = Journal(make_context(1, {}, {}), "k", tmp_path)
+    taking.open("m", ["a", "b", "c"])
     with ThreadPoolExecutor(1) as pool, (tmp_path / "journal.lock").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        opening = pool.submit(journal.open, "m2", ["a", "b", "c"])
+        opening = pool.submit(taking.open, "m2", ["a", "b", "c"])
         with pytest.raises(NotYet):
             opening.result(timeout=0.1)
         fcntl.flock(other, fcntl.LOCK_UN)
