@@ -23,7 +23,7 @@ def snapshot(strategy: Strategy) -> list[dict[str, Any]]:
     """Return the state of every layer, outermost first."""
     return [
         {"name": type(layer).__name__, "state": _state(layer)}
-        for layer in stack.walk(strategy)
+        for layer in _recorded(strategy)
     ]
 
 
@@ -35,7 +35,7 @@ def restore(strategy: Strategy, states: list[dict[str, Any]]) -> None:
     CheckpointError
         If the snapshot is of another stack of layers.
     """
-    layers = list(stack.walk(strategy))
+    layers = _recorded(strategy)
     found = [state["name"] for state in states]
     expected = [type(layer).__name__ for layer in layers]
     if found != expected:
@@ -45,6 +45,10 @@ def restore(strategy: Strategy, states: list[dict[str, Any]]) -> None:
             layer.load_state(state["state"])
         else:
             vars(layer).update(state["state"])
+
+
+def _recorded(strategy: Strategy) -> list[Strategy]:
+    return [x for x in stack.walk(strategy) if getattr(x, "recorded", True)]
 
 
 def _state(layer: Strategy) -> dict[str, Any]:

@@ -74,6 +74,9 @@ class StrategyLayer(Strategy):
         an empty cohort is an outcome like others.
     secret_cohort : bool
         Who takes part in a round is not written to events: privacy is amplified by it.
+    recorded : bool
+        Is part of a run's record. A layer without state, which is there or not by more
+        than the job says, is not: runs can be resumed either way.
     emit : callable
         ``emit(kind, **data)`` receives this layer's events; the server's round loop
         puts its log here.
@@ -90,6 +93,7 @@ class StrategyLayer(Strategy):
     linear: ClassVar[bool] = True
     always_releases: ClassVar[bool] = False
     secret_cohort: ClassVar[bool] = False
+    recorded: ClassVar[bool] = True
 
     def __init__(self, inner: Strategy) -> None:
         self.inner = inner

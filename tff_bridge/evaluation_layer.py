@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -78,6 +78,8 @@ class PlanEvaluation(StrategyLayer):
         In ``configure_evaluate``, if the plan sends silos another model than it is
         given.
     """
+
+    recorded: ClassVar[bool] = False  # no state
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client_app.main import app
-from tests.support.runs import run
+from tests.support.runs import model_bytes, run
 from tests.support.task import TinyTask
 from tests.tff_bridge.mime_plan import MimeCoordinator, MimeSilo, mime_plan
 from tests.tff_bridge.numpy_plan import (
@@ -174,6 +174,16 @@ def test_a_resumed_run_evaluates_on(tmp_path, plan):
     go(tmp_path, "half", {**ASK, "train.rounds": 1}, plan)
     half = go(tmp_path, "half", {**ASK, "run.resume": "half"}, plan)
     assert [r.metrics for r in half.rounds] == [r.metrics for r in whole.rounds]
+
+
+@pytest.mark.parametrize(("first", "then"), [("clients", "none"), ("none", "clients")])
+def test_a_run_resumes_with_or_without_the_evaluation(tmp_path, plan, first, then):
+    """Its layer has no state, and is in no record."""
+    half = {**ASK, "train.rounds": 1, "round.evaluate": first}
+    go(tmp_path, "run", half, plan)
+    go(tmp_path, "run", {**ASK, "round.evaluate": then, "run.resume": "run"}, plan)
+    go(tmp_path, "whole", ASK, plan)
+    assert model_bytes(tmp_path, "run") == model_bytes(tmp_path, "whole")
 
 
 @pytest.mark.parametrize(
