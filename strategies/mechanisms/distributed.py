@@ -23,8 +23,8 @@ cohort is announced, so neighbours differ in what one client contributes (``repl
 by 2 C in L2. V is calibrated to that by :mod:`..accounting.skellam`.
 
 Survivors and colluders: with ``secure.min-cohort`` the least number of clients in a sum
-and ``secure.colluders`` those that tell the server their own updates and noise,
-``h = min-cohort - colluders``.
+and ``secure.colluders`` those that add no noise or tell the server theirs, and their
+updates, ``h = min-cohort - colluders``.
 
 Sums inside groups
 ------------------
@@ -34,10 +34,19 @@ round. A client is in one group in a round, and which one follows from public na
 neighbours (``replace``) differ in one term of one sum. The other sums have the same
 distribution for both, and what is independent of where they differ adds no divergence:
 parallel composition over disjoint groups (McSherry, "Privacy Integrated Queries",
-SIGMOD 2009). It needs no bound on the number of groups, and groups may be others in
-every round as long as that does not depend on data. Who drops out is public, here as in
-one sum, and taken not to depend on data. Everything behind the sums (groups that are
-discarded, the rule across their means, the guard) reads nothing but them.
+SIGMOD 2009). It needs no bound on the number of groups. Groups may be others in every
+round if they follow from public names and from what was released before: so do those
+of ``secure.regroup``, which are drawn from the model, and a model is computed from the
+sums of the rounds before it (post-processing; each round's account holds whatever was
+seen before, as that of adaptive composition does). Drawn from anything else about the
+data they would not be covered. Who drops out is public, here as in one sum, and taken
+not to depend on data. Everything behind the sums (groups that are discarded, the rule
+across their means, the guard) reads nothing but them.
+
+Malicious nodes may leave their noise out, and all of them may be in one group. They
+count among ``secure.colluders``: groups, whose only use is against such nodes, are
+refused without any, a ``robust.f`` above it is refused, and an automatic one assumes no
+more. With more malicious nodes than that the epsilon shown does not hold.
 
 What groups cost is noise: the variance of the mean of all group means, of K clients, is
 ``V / (h K)``, with h at most the size of a group; in one sum h may be K. What they are
@@ -45,21 +54,22 @@ good for is one thing. Updates from poisoned data are clipped like any other. Bu
 malicious node need not clip what it sends: there is room for 13 standard deviations of
 its noise on every coordinate, and in one sum nobody can tell that from noise. Across
 groups WFAgg can, unless their means are all noise. The accuracy with 0, 1 and 2 nodes
-of 200 that send the largest integers against their own update (softmax regression on
-digits, IID, 10 rounds, delta 1e-5, all nodes must answer; ``benchmarks.noisy_groups``):
+of 200 that send the largest integers against their own update, without noise (softmax
+regression on digits, IID, 10 rounds, delta 1e-5, all nodes must answer, two colluders
+and ``robust.f`` = 2; ``benchmarks.noisy_groups``):
 
 =======  =================  =================  =================
 epsilon  one sum            5 groups of 40     10 groups of 20
 =======  =================  =================  =================
-8        .899, .457, .321   .774, .695, .671   .659, .487, .327
-20       .930, .903, .737   .893, .890, .884   .869, .860, .770
+8        .897, .456, .318   .777, .691, .641   .617, .481, .344
+20       .930, .903, .736   .894, .887, .884   .862, .850, .838
 =======  =================  =================  =================
 
-The noise of a group's mean was 2.6 and 5.1 times the longest mean there can be at
-epsilon 8, and 1.3 and 2.5 times at epsilon 20. Where it was up to 2.6, WFAgg left out
-73 to 100 % of the spoilt groups, at 5.1 a third to two thirds; of the other groups up
-to 15 % of five and 2 % of ten. So groups up to about 2.5 are of use against such nodes,
-and without them one sum of all is better in any case.
+The noise of a group's mean was 2.6 and 5.4 times the longest mean there can be at
+epsilon 8, and 1.3 and 2.7 times at epsilon 20. Where it was up to 2.7, WFAgg left out
+77 to 100 % of the spoilt groups, at 5.4 62 to 80 %; of the other groups up to 13 % of
+five and 4 % of ten. So groups up to about 2.5 are of use against such nodes, and
+without them one sum of all is better in any case.
 """
 
 from __future__ import annotations
