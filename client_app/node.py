@@ -76,8 +76,10 @@ def permit(job: Job, context: Context) -> None:
     server can then solve for single updates, unless
 
     ``secure-regroup``
-        is true. Groups that do not change are held to by this node within one Flower run;
-    another run, which the server may start, may have other groups.
+        is true.
+
+    Groups that do not change are held to by this node within one Flower run; another
+    run, which the server may start, may have other groups.
 
     Who holds a job's key is fixed by the key files that the
     operator put on the node (:mod:`strategies.secure.keys`).

@@ -6,8 +6,7 @@ from truststram.job import Job
 from truststram.sections import AnomalyKeys
 
 from ..refusal import Refusal
-from .groups import LEAST, objection
-from .sizes import least_nodes
+from .sizes import LEAST, least_nodes, objection
 
 __all__ = ["GROUPS"]
 

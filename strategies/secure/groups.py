@@ -12,11 +12,11 @@ Why the groups are fixed
 From means over other groups in every round the server could compute single clients'
 updates by regression, since updates of a client resemble each other. From means over
 the same groups it learns the same sums again. Nodes see to it: they refuse, within one
-Flower run, sums in which a node would have been together with more others than the largest
-group has (:meth:`.journal.Journal.together`): with secure aggregation everyone before
-it masks its update, under homomorphic encryption those that decrypt. What is left to a
-server that regroups is what dropouts tell of a group of that size. Another Flower run,
-which a server may start, may have other groups: the nodes do not compare runs.
+Flower run, sums in which a node would have been together with more others than the
+largest group has (:meth:`.journal.Journal.together`): with secure aggregation everyone
+before it masks its update, under homomorphic encryption those that decrypt. What is
+left to a server that regroups is what dropouts tell of a group of that size. Another
+Flower run, which a server may start, may have other groups: nodes do not compare runs.
 
 Groups that change
 ------------------
@@ -62,23 +62,17 @@ from truststram.errors import ConfigError, ProtocolError
 from truststram.job import Job
 
 from ..base import StrategyLayer, walk
+from .sizes import LEAST, group_count, largest_group, nodes_of, objection
 
 if TYPE_CHECKING:
     from .telling import Telling
 
 __all__ = [
-    "LEAST",
     "Groups",
-    "group_count",
-    "largest",
-    "nodes_for",
-    "objection",
     "of_round",
     "rename",
 ]
 
-# A sum of two tells either of them the other's part.
-LEAST = 3
 T = TypeVar("T")
 
 
@@ -168,16 +162,24 @@ class Groups:
         Raises
         ------
         ConfigError
-            As :meth:`of_job`, or for new groups larger than a sum can be.
+            As :meth:`of_job`, or for new groups larger than a sum can be, or than nodes
+            will believe (:func:`.sizes.largest_group`).
         """
         if known or not job.secure.group_size:
             return known
         made = cls.of_job(job, names, run)
-        most = max(map(len, made.members))
-        if most > job.secure.max_cohort:
+        found, most = max(map(len, made.members)), job.secure.max_cohort
+        if found > most:
             raise ConfigError(
-                f"A group has {most} nodes and secure.max-cohort is "
-                f"{job.secure.max_cohort}."
+                f"A group has {found} nodes and secure.max-cohort is {most}. Raise it, "
+                "or lower secure.group-size."
+            )
+        if job.secure.keeps_groups and found > (most := largest_group(job)):
+            least = nodes_of(job, len(names))
+            raise ConfigError(
+                f"A group has {found} nodes, and as the job is, nodes take part in "
+                f"groups of {most} at most. Set round.min-nodes = {least}, which tells "
+                "them how many there are."
             )
         return made
 
@@ -226,48 +228,6 @@ class Groups:
     def from_state(cls, state: Sequence[Sequence[str]]) -> Groups:
         """Return what :meth:`state` was made of."""
         return cls(tuple(tuple(str(name) for name in group) for group in state))
-
-
-def group_count(clients: int, size: int) -> int:
-    """Return how many groups of at least ``size`` there are among ``clients``."""
-    return clients // size
-
-
-def largest(size: int, count: int) -> int:
-    """Return the largest group there can be where there are at least ``count``.
-
-    K nodes make ``K // size`` groups, so less than ``size`` nodes are left over and
-    spread over them.
-    """
-    return size + -(-(size - 1) // count)
-
-
-def nodes_for(size: int, f: int) -> int:
-    """Return the smallest K that :func:`objection` has nothing against."""
-    return size * (2 * max(f, 0) + 1)
-
-
-def objection(clients: int, size: int, f: int) -> str | None:
-    """Return why groups cannot outvote f malicious ones, or None if they can.
-
-    Parameters
-    ----------
-    clients : int
-        K, registered nodes.
-    size : int
-        g.
-    f : int
-        Groups that malicious clients spoil: at most as many as there are such clients,
-        and that many if each sits in another group. Below 0: automatic, for which the
-        rule takes what the groups allow.
-    """
-    count, assumed = group_count(clients, size), max(f, 0)
-    if count > 2 * assumed:
-        return None
-    return (
-        f"{clients} nodes make {count} groups of {size}, and {assumed} malicious ones "
-        f"need more than {2 * assumed}: f / K must be below 1 / {2 * size}"
-    )
 
 
 def of_round(

@@ -16,8 +16,7 @@ from math import ceil
 from truststram.job import Job
 
 from ..refusal import Refusal
-from .groups import LEAST, group_count
-from .sizes import least_nodes, trained
+from .sizes import LEAST, group_count, least_nodes, trained
 
 __all__ = ["SECURE"]
 

@@ -8,7 +8,7 @@ from benchmarks._robust_grid import Federation, rule_of
 from benchmarks._robust_run import Run
 from benchmarks._robust_runs import _runs
 from benchmarks.secure_groups import CELLS, GROUPED, PLAIN, grid
-from strategies.secure.groups import objection
+from strategies.secure.sizes import objection
 
 
 def test_the_rule_gets_the_mean_of_each_group():

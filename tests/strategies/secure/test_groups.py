@@ -15,7 +15,8 @@ from strategies.base import walk
 from strategies.guard.layer import Guard
 from strategies.robust.layer import Robust
 from strategies.robust.wfagg import WFAgg
-from strategies.secure.groups import Groups, group_count, objection, rename
+from strategies.secure.groups import Groups, rename
+from strategies.secure.sizes import group_count, objection
 from tests.support import runs
 from truststram import events
 from truststram.errors import ConfigError

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategies import stack
-from strategies.secure.groups import Groups, nodes_for, objection
-from strategies.secure.sizes import largest_group, least_nodes
+from strategies.secure.groups import Groups
+from strategies.secure.sizes import largest_group, least_nodes, nodes_for, objection
 from tests.support.runs import run
 from truststram.errors import ConfigError, RunError
 from truststram.job import Job
@@ -93,6 +93,31 @@ def test_no_group_is_larger_than_the_job_allows_and_some_is_as_large(size, chang
         if len(groups) > 2 * job.robust.f:
             largest = max(largest, *map(len, groups))
     assert largest_group(job) == min(largest, job.secure.max_cohort)
+
+
+@pytest.mark.parametrize("holder", ["clients", "decryptor"])
+def test_groups_that_nodes_would_not_take_part_in_are_not_made(holder):
+    names = list(map(str, range(19)))  # one group of 19
+    keys = {"secure.group-size": 10, "secure.key-holder": holder}
+    job = Job.of({**GROUPED, **BFV, **keys, "round.min-nodes": 30})
+    needed = 19 + (holder == "decryptor")
+    with pytest.raises(ConfigError, match=rf"round\.min-nodes = {needed},"):
+        Groups.settled(None, job, names, "run")
+    said = job.replace({"round.min-nodes": needed})
+    [group] = Groups.settled(None, said, names, "run").members
+    assert len(group) == largest_group(said) == 19
+    # The same nodes in other groups for each model: nobody compares them.
+    assert Groups.settled(None, job.replace({"secure.regroup": True}), names, "run")
+    with pytest.raises(ConfigError, match=r"secure\.max-cohort is 18\. Raise it"):
+        Groups.settled(None, said.replace({"secure.max-cohort": 18}), names, "run")
+
+
+@pytest.mark.parametrize("size", [3, 4, 10])
+def test_by_default_a_group_can_have_less_than_twice_the_size(size):
+    keys = {"secure.group-size": size, "robust.f": -1}
+    assert largest_group(Job.of({**GROUPED, **keys})) == 2 * size - 1
+    many = {**keys, "round.min-nodes": size * size}
+    assert largest_group(Job.of({**GROUPED, **many})) == size + 1
 
 
 def test_a_run_with_fewer_is_refused_before_it_begins():
