@@ -176,14 +176,15 @@ def test_a_resumed_run_evaluates_on(tmp_path, plan):
     assert [r.metrics for r in half.rounds] == [r.metrics for r in whole.rounds]
 
 
-@pytest.mark.parametrize(("first", "then"), [("clients", "none"), ("none", "clients")])
-def test_a_run_resumes_with_or_without_the_evaluation(tmp_path, plan, first, then):
-    """Its layer has no state, and is in no record."""
-    half = {**ASK, "train.rounds": 1, "round.evaluate": first}
-    go(tmp_path, "run", half, plan)
-    go(tmp_path, "run", {**ASK, "round.evaluate": then, "run.resume": "run"}, plan)
+def test_a_run_resumes_with_or_without_the_evaluation(tmp_path, plan):
+    """Its layer has no state, and is in no record: a task may have new metrics."""
     go(tmp_path, "whole", ASK, plan)
-    assert model_bytes(tmp_path, "run") == model_bytes(tmp_path, "whole")
+    for first, then in ((Task, Scored), (Scored, Task)):
+        name = f"from-{first.__name__}"
+        go(tmp_path, name, {**ASK, "train.rounds": 1}, plan, first)
+        found = go(tmp_path, name, {**ASK, "run.resume": name}, plan, then)
+        assert list(found.metrics) == list(then.metrics)
+        assert model_bytes(tmp_path, name) == model_bytes(tmp_path, "whole")
 
 
 @pytest.mark.parametrize(
