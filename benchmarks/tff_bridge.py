@@ -37,15 +37,20 @@ from truststram.tasks.breast_cancer import BreastCancer
 
 INPUTS = (
     "benchmarks/_tff_native.py",
+    "tff_bridge/agreement.py",
     "tff_bridge/batches.py",
+    "tff_bridge/classifier_tf.py",
     "tff_bridge/client.py",
     "tff_bridge/compile_plan.py",
     "tff_bridge/evaluation.py",
+    "tff_bridge/evaluation_layer.py",
     "tff_bridge/execution.py",
+    "tff_bridge/graphs_tf.py",
     "tff_bridge/leaves.py",
     "tff_bridge/runtime.py",
     "tff_bridge/silo_data.py",
     "tff_bridge/strategy.py",
+    "tff_bridge/training.py",
 )
 # Rounds that are compared, and those before that warm up both executors.
 COMPARED, FIRST = 3, 3
@@ -183,7 +188,7 @@ def hospitals() -> Iterator[Line]:
             ("plan", {"tff.plan": str(Path(folder) / "job.tffplan")}),
         ):
             result = run(Path(folder), name, {**keys, **more, "train.rounds": 20})
-            found[name] = 100 * float(result.metrics["accuracy"] or 0.0)
+            found[name] = 100 * finite(result.metrics["accuracy"])
             rounds.append([r.metrics for r in result.rounds])
     yield line(
         "accuracy on breast-cancer: difference to torch",
@@ -197,7 +202,7 @@ def hospitals() -> Iterator[Line]:
     yield line(
         "evaluation by the hospitals: difference to torch",
         max(
-            abs(float(ours[name] or 0.0) - float(theirs[name] or 0.0))
+            abs(finite(ours[name]) - finite(theirs[name]))
             for theirs, ours in zip(*rounds, strict=True)
             for name in ("client-accuracy", "client-loss")
         ),
@@ -206,6 +211,13 @@ def hospitals() -> Iterator[Line]:
         note="accuracy and loss on what they hold out, worst of 20 rounds; federated "
         "evaluation of the plan, and torch",
     )
+
+
+def finite(metric: float | None) -> float:
+    """Return a metric that must be there."""
+    if metric is None:  # not finite
+        raise RuntimeError("a model's accuracy or loss is not finite")
+    return float(metric)
 
 
 def run(folder: Path, name: str, config: Mapping[str, Value]) -> RunResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ class Passes(Sequence[NDArray[np.int64]]):
     """The order of the examples in every pass, drawn when it is asked for.
 
     The same as :class:`truststram.tasks.torch_task.TorchTask` draws from this seed, so
-    that torch and TensorFlow silos see the same batches. One pass is in memory.
+    that torch and TensorFlow silos see the same batches. One pass is in memory. Threads
+    may ask at once, as TensorFlow's do when a plan reads the data twice.
 
     Parameters
     ----------
@@ -28,6 +30,7 @@ class Passes(Sequence[NDArray[np.int64]]):
 
     def __init__(self, seed: int, examples: int, passes: int) -> None:
         self._seed, self._examples, self._passes = seed, examples, passes
+        self._drawing = threading.Lock()
         self._restart()
 
     def __len__(self) -> int:
@@ -41,12 +44,13 @@ class Passes(Sequence[NDArray[np.int64]]):
         """
         if not 0 <= i < self._passes:
             raise IndexError(i)
-        if i < self._drawn - 1:
-            self._restart()
-        while self._drawn <= i:
-            self._rows = self._rng.permutation(self._examples)
-            self._drawn += 1
-        return self._rows
+        with self._drawing:
+            if i < self._drawn - 1:
+                self._restart()
+            while self._drawn <= i:
+                self._rows = self._rng.permutation(self._examples)
+                self._drawn += 1
+            return self._rows
 
     def _restart(self) -> None:
         self._rng, self._drawn = np.random.default_rng(self._seed), 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -391,6 +394,27 @@ def test_batches_are_those_of_torch_tasks():
     assert [passes[i].tolist() for i in (0, 1, 1, 0, 2)] == [
         expected[i] for i in (0, 1, 1, 0, 2)
     ]
+
+
+def test_threads_that_ask_for_passes_at_once_all_get_the_right_ones():
+    expected, passes = list(Passes(5, 300, 8)), Passes(5, 300, 8)
+    interval, wrong = sys.getswitchinterval(), []
+
+    def ask():
+        for i in [*range(8)] * 20:
+            if not np.array_equal(passes[i], expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert wrong == []
 
 
 def test_a_plan_with_counts_runs_with_the_mean(tmp_path, monkeypatch):
