@@ -16,6 +16,7 @@ from math import ceil
 from truststram.job import Job
 
 from ..refusal import Refusal
+from .graph import threshold
 from .sizes import LEAST, group_count, least_nodes, trained
 
 __all__ = ["SECURE"]
@@ -61,6 +62,27 @@ def _stops_too_early(job: Job) -> bool:
         if early:
             return True
     return keys.on and ceil(quorum * found) < keys.min_cohort
+
+
+def _leaves_too_few_groups(job: Job) -> bool:
+    """Return whether a round may end with fewer whole groups than the rule needs.
+
+    The replies of a round that ends at its quorum can be those that leave most groups
+    one short of what their sum needs, and the rest of the replies in few groups.
+    """
+    keys, found = job.secure, _smallest(job)
+    count = group_count(found, keys.group_size) if keys.group_size else 0
+    if not keys.on or not count:
+        return False
+    size, larger = divmod(found, count)
+    needed = keys.least
+    if keys.scheme == "secagg":
+        needed = max(needed, threshold(size + (larger > 0), keys.threat))
+    left, whole = ceil(job.round.quorum * found) - count * (needed - 1), 0
+    while left > 0 and whole < count:  # the larger groups take most of what is left
+        left -= max(size + (whole < larger) - needed + 1, 1)
+        whole += 1
+    return whole <= 2 * max(job.robust.f, 0)
 
 
 SECURE: tuple[Refusal, ...] = (
@@ -161,6 +183,14 @@ SECURE: tuple[Refusal, ...] = (
         "with secagg half of the nodes, or more than two thirds against a "
         "malicious server",
         "raise round.quorum (a lower round.deadline bounds the wait)",
+    ),
+    Refusal(
+        _leaves_too_few_groups,
+        "round.quorum with so few whole groups",
+        "a round may end with a few replies missing in each group, so that no group, "
+        "or no more than twice robust.f, has the nodes that its sum needs (at least "
+        "secure.min-cohort)",
+        "raise round.quorum, or secure.group-size above secure.min-cohort",
     ),
     Refusal(
         lambda job: job.secure.on and job.run.checkpoint_every > 1,

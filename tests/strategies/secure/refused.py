@@ -47,5 +47,12 @@ REFUSED: dict[str, dict[str, object]] = {
         "secure.max-cohort": 10,
     },
     "round.quorum with so few": {"secure.scheme": "secagg", "round.quorum": 0.3},
+    "round.quorum with so few whole groups": {
+        "secure.scheme": "bfv",
+        "secure.group-size": 3,
+        "robust.rule": "median",
+        "round.min-nodes": 30,
+        "round.quorum": 0.66,
+    },
     "run.checkpoint-every above 1 with secure": {**BFV, "run.checkpoint-every": 2},
 }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 
 from strategies import stack
 from strategies.secure.graph import threshold
+from strategies.secure.groups import Groups
+from strategies.secure.refusals import _leaves_too_few_groups
 from truststram.errors import ConfigError
 from truststram.job import Job
 
@@ -44,6 +47,8 @@ GROUPED = {**BFV, "secure.group-size": 4, "robust.rule": "median", "robust.f": -
         ({**BFV, "round.quorum": 0.3}, None),
         ({**BFV, "round.quorum": 0.3, "round.min-nodes": 6}, "could not open"),
         ({**BFV, "round.quorum": 0.3, "round.min-nodes": 9}, None),
+        ({**GROUPED, "round.min-nodes": 12, "round.quorum": 0.5}, "few whole groups"),
+        ({**GROUPED, "round.min-nodes": 12, "round.quorum": 0.51}, None),
         ({**BFV, "run.checkpoint-every": 1}, None),
         ({"run.checkpoint-every": 2, "round.quorum": 0.1}, None),
     ],
@@ -55,6 +60,32 @@ def test_jobs_whose_rounds_would_all_fail_are_refused_and_no_others(job, reason)
         return
     with pytest.raises(ConfigError, match=reason):
         stack.check(made)
+
+
+def whole_at_worst(replies, sizes, needed):
+    """Return how few groups can have what they need: tries all ways to reply."""
+    ways = itertools.product(*(range(size + 1) for size in sizes))
+    return min(sum(n >= needed for n in way) for way in ways if sum(way) == replies)
+
+
+@pytest.mark.parametrize("scheme", [BFV, SECAGG, MALICIOUS])
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("nodes", [9, 10, 11, 14, 15])
+def test_a_quorum_leaves_more_whole_groups_than_twice_f(scheme, size, nodes):
+    sizes = [len(x) for x in Groups.of(list(map(str, range(nodes))), size, "").members]
+    threat = Job.of(scheme).secure.threat
+    needed = 3
+    if scheme != BFV:
+        needed = max(3, threshold(max(sizes), threat))
+    for replies, f in itertools.product(range(1, nodes + 1), (-1, 0, 1)):
+        if len(sizes) <= 2 * f:
+            continue  # refused as such
+        keys = {"secure.group-size": size, "robust.rule": "median", "robust.f": f}
+        quorum = {"round.quorum": replies / nodes, "round.min-nodes": nodes}
+        job = Job.of({**scheme, **keys, **quorum})
+        asked = math.ceil(replies / nodes * nodes)  # of floats
+        enough = whole_at_worst(asked, sizes, needed) > 2 * max(f, 0)
+        assert _leaves_too_few_groups(job) == (not enough)
 
 
 @pytest.mark.parametrize(
