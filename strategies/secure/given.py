@@ -18,6 +18,7 @@ Not compared
 ------------
 - Because the code that would compare them comes the same way: the app itself, and run
   config keys of an app of your own that are not in the job.
+- Because they may differ: settings that name places on one machine (:data:`LOCAL`).
 - Because every message has others: its id, when it was made and how long it is valid
   (``message_id``, ``created_at``, ``ttl``), and who sends and gets it.
 - Because it is not in the message: Flower's Context. The ids of node and run come from
@@ -47,6 +48,8 @@ from .wire import SECURE, digest
 __all__ = ["Given", "check_given", "given_by", "hash_of_job", "hash_of_model"]
 
 NUMBERS = "biufc"  # kinds of NumPy's types
+# Settings that are about one machine and do not reach training.
+LOCAL = frozenset({"data.path", "run.dir", "run.id", "run.resume"})
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,14 @@ def check_given(message: Message, model: str, content: str) -> ArrayRecord:
 
 
 def hash_of_job(job: Job) -> str:
-    """Return the hash of all settings of a job."""
-    return digest(json.dumps(job.config(), sort_keys=True).encode())
+    """Return the hash of a job's settings.
+
+    Left out is what names a place on one machine: ``data.path`` (a simulated node's; a
+    deployed one has its own), and ``run.dir``, ``run.id`` and ``run.resume``, the
+    server's folder of a run. Two of them may differ where the same is trained.
+    """
+    kept = {key: value for key, value in job.config().items() if key not in LOCAL}
+    return digest(json.dumps(kept, sort_keys=True).encode())
 
 
 def hash_of_model(arrays: ArrayRecord) -> str:

@@ -224,6 +224,26 @@ def test_every_setting_of_the_job_is_compared():
         assert terms_of(job).hash != terms_of(job.replace({key: value})).hash
 
 
+OF_ONE_MACHINE = ["data.path", "run.dir", "run.id", "run.resume"]
+
+
+def test_places_on_one_machine_and_no_other_settings_are_left_out():
+    job = job_of("bfv")
+    same = job.replace(dict.fromkeys(OF_ONE_MACHINE, "/srv/x"))
+    assert hash_of_job(same) == hash_of_job(job)
+    assert terms_of(same).hash == terms_of(job).hash
+    for key, value in job.config().items():
+        kept = dict(job.config())
+        kept[key] = f"{value}x" if isinstance(value, str) else value + 1
+
+        class Other:
+            def config(self, kept=kept):
+                return kept
+
+        changed = hash_of_job(Other()) != hash_of_job(job)
+        assert changed == (key not in OF_ONE_MACHINE)
+
+
 def test_the_app_does_not_see_the_request():
     seen = []
 
