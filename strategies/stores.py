@@ -18,7 +18,6 @@ crash the entry is the old one or the new one. Only the user can read it: files 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -114,18 +113,14 @@ class FolderStore(Store):
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Wait until no other process is inside; see :meth:`Store.alone`."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            if not self._folder.exists():
-                self._make()
-            lock = os.open(self._folder / LOCK, flags, 0o600)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as held:
+            try:
+                if not self._folder.exists():
+                    self._make()
+                held.enter_context(durable.alone(self._folder / LOCK))
+            except OSError as error:
+                raise self._unwritable(error) from error
             yield
-        finally:
-            os.close(lock)
 
     def drop(self, name: str) -> None:
         """Remove an entry's file."""

@@ -38,10 +38,11 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context
 
+from truststram.durable import alone
 from truststram.errors import CheckpointError, ProtocolError
 
 from .journal_form import FORGOTTEN, PARTS, Memory, parsed
-from .private_files import alone, write
+from .private_files import write
 from .wire import digest
 
 __all__ = ["Journal"]

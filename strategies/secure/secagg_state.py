@@ -21,9 +21,10 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Context
 
+from truststram.durable import alone, sync
 from truststram.errors import ProtocolError
 
-from .private_files import alone, read_secret, sync, write
+from .private_files import read_secret, write
 
 __all__ = ["RoundState"]
 
