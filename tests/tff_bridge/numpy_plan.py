@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from server_app.checkpoint import load_model
 from tests.support.task import CLASSES, FEATURES, TinyTask
 from tff_bridge import agreement, execution, server
 from tff_bridge.manifest import Leaf, Piece, Program
@@ -22,6 +23,7 @@ from tff_bridge.plan import Plan
 from truststram.job import Job
 
 SHAPES = {"weight": (CLASSES, FEATURES), "bias": (CLASSES,)}
+SEED = 3  # of the plan's weights
 MOMENTUM = 0.5
 SPEC = {
     "task.name": "tiny",
@@ -94,7 +96,7 @@ def plan_of(
         additive=True,
         parameters=(0, 1),
     )
-    model = TinyTask().model(Job(), seed=3).state_dict()
+    model = TinyTask().model(Job(), SEED).state_dict()
     values = weights or {n: tensor.numpy() for n, tensor in model.items()}
     programs = {name: program} | ({"evaluate": evaluate} if evaluate else {})
     return Plan.of({**SPEC, **spec}, {"numpy": "2"}, programs, values, privacy)
@@ -224,6 +226,20 @@ class NumpySilo:
         return [np.asarray(a, k) for a, k in zip(found, SUMS.values(), strict=True)]
 
 
+class Task(TinyTask):
+    """Starts from the plan's weights, whatever the run's seed."""
+
+    def model(self, job, seed):
+        return super().model(job, SEED)
+
+
+def weights(folder: Path, run_id: str) -> np.ndarray:
+    """Return the model of a finished run as one vector."""
+    model = load_model(folder / run_id / "model.safetensors")
+    assert set(model) == set(SHAPES)
+    return np.concatenate([model[name].numpy().ravel() for name in SHAPES])
+
+
 def numpy_pieces(
     monkeypatch: pytest.MonkeyPatch,
     silo: Callable[..., object] = NumpySilo,
@@ -236,6 +252,22 @@ def numpy_pieces(
     agreement._runtime.cache_clear()
     yield
     agreement._runtime.cache_clear()
+
+
+def noted_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+    silo: Callable[..., object],
+    coordinator: Callable[..., object],
+) -> Iterator[list[Any]]:
+    """As :func:`numpy_pieces`; give the list of the coordinators that are made."""
+    made = []
+
+    def noting(program: object) -> object:
+        made.append(coordinator(program))
+        return made[-1]
+
+    for _ in numpy_pieces(monkeypatch, silo, noting):
+        yield made
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:

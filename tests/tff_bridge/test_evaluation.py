@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from client_app.main import app
 from tests.support.runs import model_bytes, run
-from tests.support.task import TinyTask
 from tests.tff_bridge.mime_plan import MimeCoordinator, MimeSilo, mime_plan
 from tests.tff_bridge.numpy_plan import (
     SUMS,
@@ -23,6 +22,7 @@ from tests.tff_bridge.numpy_plan import (
     numpy_pieces,
     plan_of,
 )
+from tests.tff_bridge.numpy_plan import Task as FromPlan
 from tff_bridge import agreement, client
 from tff_bridge.evaluation import LARGEST, MOST, Evaluation, why_torch
 from tff_bridge.evaluation_layer import PlanEvaluation
@@ -42,11 +42,8 @@ def _numpy_pieces(monkeypatch):
     yield from numpy_pieces(monkeypatch)
 
 
-class Task(TinyTask):
-    """Starts from the plan's weights; unequal silos, so that weights matter."""
-
-    def model(self, job, seed):
-        return super().model(job, 3)
+class Task(FromPlan):
+    """Unequal silos, so that weights matter."""
 
     def test_data(self, job, node):
         if node is None:

@@ -10,18 +10,18 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from client_app.main import app
-from server_app.checkpoint import load_model
 from tests.support.runs import job as job_of
 from tests.support.runs import model_bytes, run
-from tests.support.task import TinyTask
 from tests.tff_bridge.numpy_plan import (
     MOMENTUM,
     NumpyCoordinator,
     NumpySilo,
+    Task,
     events,
     leaf,
     numpy_pieces,
     plan_of,
+    weights,
 )
 from tff_bridge import agreement, client, execution, server
 from tff_bridge.leaves import WorkLayout
@@ -43,15 +43,7 @@ from truststram.result import RunResult
 from truststram.summary import summary
 from truststram.tasks import register_task
 
-SEED = 3
 ROUNDS = {"train.rounds": 3, "train.local-epochs": 2}
-
-
-class Task(TinyTask):
-    """Starts from the plan's weights, whatever the run's seed."""
-
-    def model(self, job, seed):
-        return super().model(job, SEED)
 
 
 @pytest.fixture(autouse=True)
@@ -68,11 +60,6 @@ def written(plan, folder) -> str:
     path = folder / "job.tffplan"
     plan.write(path)
     return str(path)
-
-
-def weights(folder, run_id) -> np.ndarray:
-    model = load_model(folder / run_id / "model.safetensors")
-    return np.concatenate([model[n].numpy().ravel() for n in ("weight", "bias")])
 
 
 def go(folder, run_id, changes, **options):

@@ -7,17 +7,17 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from client_app.main import app
-from server_app.checkpoint import load_model
 from strategies.secure.integers import read_integers, with_integers
 from tests.support.runs import model_bytes, run
-from tests.support.task import TinyTask
 from tests.tff_bridge.numpy_plan import (
     MOMENTUM,
+    Task,
     evaluation,
     events,
     leaf,
-    numpy_pieces,
+    noted_pieces,
     plan_of,
+    weights,
 )
 from tests.tff_bridge.sealed_plan import (
     LEAVES,
@@ -44,35 +44,16 @@ ROUNDS = {"train.rounds": 3, "train.local-epochs": 2}
 RUN = {"task.name": "tiny", "tff.plan": "x", **SECAGG}
 
 
-class Task(TinyTask):
-    """Starts from the plan's weights, whatever the run's seed."""
-
-    def model(self, job, seed):
-        return super().model(job, 3)
-
-
 @pytest.fixture(autouse=True)
 def made(monkeypatch):
     """The coordinators that were made."""
-    made = []
-
-    def coordinator(program):
-        made.append(SealedCoordinator(program))
-        return made[-1]
-
-    for _ in numpy_pieces(monkeypatch, SealedSilo, coordinator):
-        yield made
+    yield from noted_pieces(monkeypatch, SealedSilo, SealedCoordinator)
 
 
 def go(folder, run_id, **changes):
     sealed_plan().write(folder / "job.tffplan")
     keys = {**ROUNDS, "tff.plan": str(folder / "job.tffplan"), **SECAGG, **changes}
     return run(folder, run_id, keys, task=Task)
-
-
-def weights(folder, run_id) -> np.ndarray:
-    model = load_model(folder / run_id / "model.safetensors")
-    return np.concatenate([model[n].numpy().ravel() for n in ("weight", "bias")])
 
 
 @pytest.mark.parametrize("threat", ["semi-honest", "malicious"])
