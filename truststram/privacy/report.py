@@ -28,7 +28,8 @@ CENTRAL = (
 ANEW = (
     "A count of releases that begins anew, which may cost the budget once more: that "
     "of a simulated node when a run is resumed, and that of a deployed one when its "
-    "state folder is lost or it is restarted without Flower's authentication."
+    "state folder is lost, it is restarted without Flower's authentication, or the "
+    "server gives it another id or begins another Flower run under another name."
 )
 LOCAL = (
     "That a node takes part.",
@@ -36,7 +37,7 @@ LOCAL = (
 )
 SHARES = (
     "That the secure sum hides single updates: each holds a share of the noise only.",
-    "More nodes than secure.colluders that tell the server their updates and noise.",
+    "More nodes than secure.colluders that add no noise, or tell the server theirs.",
     ANEW,
     "Who takes part, and when messages were sent.",
 )
