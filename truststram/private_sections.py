@@ -239,7 +239,8 @@ class SecureKeys:
     colluders: int = _key(
         0,
         "nodes of a sum that are assumed to tell the server what they sent, noise "
-        "included: min-cohort is at least 3 more, and noise is sized for the others",
+        "included, or to add none: min-cohort is at least 3 more, and noise is sized "
+        "for the others",
         low=0,
     )
     threat: str = _key(
