@@ -30,7 +30,7 @@ from .part import Part
 from .plan import Plan
 from .training import Training
 
-__all__ = ["Analytics", "check_alone", "checked", "conflicts", "obstacles"]
+__all__ = ["Analytics", "check_alone", "checked", "conflicts", "kind_of"]
 
 # A result is an event of the run, and a part of its report.
 MAX_RESULT = 100_000
@@ -68,15 +68,11 @@ def checked(plan: Plan) -> Training | Analytics:
     ConfigError
         One line for each reason why it cannot be run over Flower.
     """
-    return _kind(plan).of(plan)
+    return kind_of(plan).of(plan)
 
 
-def obstacles(plan: Plan) -> list[str]:
-    """Return why a plan of either kind cannot be run over Flower; empty if it can."""
-    return _kind(plan).obstacles(plan)
-
-
-def _kind(plan: Plan) -> type[Training] | type[Analytics]:
+def kind_of(plan: Plan) -> type[Training] | type[Analytics]:
+    """Return the part that a plan is for."""
     return Analytics if Analytics.name in plan.programs else Training
 
 

@@ -214,9 +214,9 @@ def _sent(plan: Plan, program: str) -> Table:
 
 
 def _over_flower(plan: Plan) -> list[str]:
-    from .analytics import obstacles
+    from .analytics import kind_of
 
-    return obstacles(plan)
+    return kind_of(plan).obstacles(plan)
 
 
 def _needs(plan: Plan) -> str:

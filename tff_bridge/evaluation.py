@@ -62,25 +62,7 @@ class Evaluation(Part):
     @staticmethod
     def obstacles(plan: Plan) -> list[str]:
         """Return why the plan cannot evaluate over Flower; empty if it can."""
-        if "evaluate" not in plan.programs:
-            return ["the plan was compiled without tff.evaluation"]
-        program = plan.programs["evaluate"]
-        data = program.pieces["work"].inputs[0]
-        prepared = program.pieces["prepare"].outputs
-        sent = [(x.path.rpartition("/")[2], x.dtype, x.shape) for x in program.sent]
-        if (
-            sent != [(name, dtype, ()) for name, dtype in _SUMS.items()]
-            or any(leaf.slot != "accumulate" for leaf in program.sent)
-            or not program.additive
-            or not _finished(program).keys() >= METRICS
-        ):
-            return ["its evaluation does not make loss and accuracy of silos' sums"]
-        if (program.data, len(data.elements)) != (1, 2):
-            return ["its evaluation takes other data than batches of (x, y)"]
-        model = [("float32", shape) for shape in plan.parameters.values()]
-        if [x.kind for x in prepared] != model or not program.parameters:
-            return ["its evaluation does not send the model to the silos as it is"]
-        return []
+        return _obstacles(plan)
 
     @cached_property
     def finished(self) -> dict[str, int]:
@@ -132,6 +114,28 @@ class Evaluation(Part):
         """Return the sums of several silos as the leaves that ``report`` takes."""
         sums = map(sum, zip(*terms, strict=True))
         return [np.asarray(*x) for x in zip(sums, _SUMS.values(), strict=True)]
+
+
+def _obstacles(plan: Plan) -> list[str]:
+    if "evaluate" not in plan.programs:
+        return ["the plan was compiled without tff.evaluation"]
+    program = plan.programs["evaluate"]
+    data = program.pieces["work"].inputs[0]
+    prepared = program.pieces["prepare"].outputs
+    sent = [(x.path.rpartition("/")[2], x.dtype, x.shape) for x in program.sent]
+    if (
+        sent != [(name, dtype, ()) for name, dtype in _SUMS.items()]
+        or any(leaf.slot != "accumulate" for leaf in program.sent)
+        or not program.additive
+        or not _finished(program).keys() >= METRICS
+    ):
+        return ["its evaluation does not make loss and accuracy of silos' sums"]
+    if (program.data, len(data.elements)) != (1, 2):
+        return ["its evaluation takes other data than batches of (x, y)"]
+    model = [("float32", shape) for shape in plan.parameters.values()]
+    if [x.kind for x in prepared] != model or not program.parameters:
+        return ["its evaluation does not send the model to the silos as it is"]
+    return []
 
 
 def _number(value: object) -> float:

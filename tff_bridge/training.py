@@ -11,7 +11,7 @@ from .plan import Plan
 from .sealed import SealedLayout
 from .sealed import obstacles as sealed_obstacles
 
-__all__ = ["Training", "obstacles"]
+__all__ = ["Training"]
 
 # Counts that an aggregator of the plan keeps (of clipped updates and the like) are few
 # and small: they travel as metrics.
@@ -31,7 +31,7 @@ class Training(Part):
     @staticmethod
     def obstacles(plan: Plan) -> list[str]:
         """Return why the plan's training is not a round of ours; empty if it is."""
-        return obstacles(plan)
+        return _obstacles(plan)
 
     @property
     def epochs(self) -> int:
@@ -70,8 +70,7 @@ class Training(Part):
         return not self.sealed and bool(_places(self.program.sent, "aggregator"))
 
 
-def obstacles(plan: Plan) -> list[str]:
-    """Return why the plan's training is not a round of ours; empty if it is one."""
+def _obstacles(plan: Plan) -> list[str]:
     if "train" not in plan.programs:
         found = ", ".join(plan.programs)
         return [f"the plan has no training, only {found}"]

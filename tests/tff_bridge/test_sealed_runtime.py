@@ -14,7 +14,7 @@ from tests.support.runs import run
 from tests.tff_bridge.by_pieces import by_pieces
 from tests.tff_bridge.plans import SECURE
 from tff_bridge.plan import read_plan
-from tff_bridge.training import Training, obstacles
+from tff_bridge.training import Training
 from truststram.job import Job
 from truststram.tasks import register_task
 from truststram.tasks.breast_cancer import BreastCancer
@@ -47,7 +47,7 @@ def go(folder, run_id, **changes):
 
 def test_everything_that_silos_send_is_sealed():
     training = Training.of(read_plan(SECURE))
-    assert obstacles(training.plan) == []
+    assert Training.obstacles(training.plan) == []
     assert {leaf.slot for leaf in training.program.sent} == {"bitwidth"}
     assert (training.sealed.size, training.sealed.bits) == (91, 32)
 
