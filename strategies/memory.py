@@ -84,7 +84,8 @@ class Store(ABC):
         Raises
         ------
         DataError
-            If it cannot be made durable; the entry before it is intact.
+            If it cannot be made durable; what is there then, see
+            :func:`truststram.durable.replace`.
         """
         sizes = [[len(part), hashlib.sha256(part).hexdigest()] for part in parts]
         text = json.dumps({"about": about, "parts": sizes}).encode()

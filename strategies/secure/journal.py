@@ -196,7 +196,9 @@ class Journal:
         """Return what is kept, as it is; one byte more than allowed of more."""
         if self._path is None:
             record = self._context.state.get(STATE)
-            text = record.get("json", "") if isinstance(record, ConfigRecord) else "{}"
+            if record is None:
+                return b"{}"
+            text = record.get("json") if isinstance(record, ConfigRecord) else None
             return str(text).encode()
         try:
             with self._path.open("rb") as file:
