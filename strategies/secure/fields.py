@@ -21,13 +21,13 @@ def join(parts: Iterable[bytes]) -> bytes:
     return b"".join(len(part).to_bytes(PREFIX, "big") + part for part in parts)
 
 
-def split(body: bytes, most: int) -> list[bytes]:
-    """Return the byte strings of an untrusted ``body``, at most ``most``.
+def split(body: bytes, most: int, least: int = 0) -> list[bytes]:
+    """Return the byte strings of an untrusted ``body``, from ``least`` to ``most``.
 
     Raises
     ------
     ProtocolError
-        ``fields``: too many, or a length that points beyond the end.
+        ``fields``: too few, too many, or a length that points beyond the end.
     """
     parts: list[bytes] = []
     place = 0
@@ -38,4 +38,6 @@ def split(body: bytes, most: int) -> list[bytes]:
             raise ProtocolError("fields", f"not a list of at most {most} byte strings")
         parts.append(body[end : end + size])
         place = end + size
+    if len(parts) < least:
+        raise ProtocolError("fields", f"fewer than {least} byte strings")
     return parts

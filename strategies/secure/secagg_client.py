@@ -90,9 +90,10 @@ class Client:
         Raises
         ------
         ProtocolError
-            ``session``, if it is of another sum.
+            ``session``, if it is of another sum; ``fields``, if it is no state.
         """
-        tag, *values = split(state, 1 + len(fields(_State)))
+        size = 1 + len(fields(_State))
+        tag, *values = split(state, size, size)
         if tag != self.session.tag:
             raise ProtocolError("session", "this node has begun another sum")
         self._kept = _State(*values)
@@ -182,7 +183,7 @@ class Client:
         """
         self._enter("mask")
         cohort = self.cohort
-        flags, *sealed = split(body, 1 + MAX_CLIENTS)
+        flags, *sealed = split(body, 1 + MAX_CLIENTS, 1)
         there = set(cohort.left(flags))
         dealers = [n for n in cohort.neighbours[self.name] if n in there]
         enough = len(dealers) + 1 >= cohort.needed(self.name)
@@ -213,7 +214,7 @@ class Client:
     def consent(self, body: bytes) -> bytes:
         """Return this client's signature of who is in the sum (its first field)."""
         self._enter("consent")
-        [flags] = split(body, 1)
+        [flags] = split(body, 1, 1)
         self._accept(flags)
         return self._identity.sign(self.cohort.consent(flags))
 
@@ -239,7 +240,7 @@ class Client:
             something else. Nothing is told then, now or later.
         """
         self._enter("unmask")
-        flags, *signatures = split(body, 1 + MAX_CLIENTS)
+        flags, *signatures = split(body, 1 + MAX_CLIENTS, 1)
         if self.session.threat == MALICIOUS:
             if flags != self._kept.left:
                 raise ProtocolError("consent", "not the clients that were consented to")

@@ -35,3 +35,12 @@ def test_other_bytes_are_refused(body):
 def test_lengths_that_lie_and_lists_that_are_too_long(body):
     with pytest.raises(ProtocolError, match="fields"):
         split(body, 5)
+
+
+@given(LISTS, st.integers(0, 6))
+def test_lists_that_are_too_short(parts, least):
+    if len(parts) >= least:
+        assert split(join(parts), 5, least) == parts
+    else:
+        with pytest.raises(ProtocolError, match="fewer"):
+            split(join(parts), 5, least)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategies.secure.fields import join
+from strategies.secure.fields import join, split
 from strategies.secure.graph import MALICIOUS, SEMI_HONEST
 from strategies.secure.identity import Identity
 from strategies.secure.secagg import advert
@@ -142,7 +142,24 @@ def test_mutated_messages_raise_nothing_else(moments, threat, stage, seed):
     except ProtocolError:
         pass  # refused
     else:  # what is accepted is harmless: sealed shares that do not open
-        assert stage == "mask" or body == s.messages[0]
+        if (threat, stage) == (SEMI_HONEST, "unmask"):
+            # Who is in a sum is the server's to say: at least half, with this client.
+            [flags] = split(body, 1)
+            assert len(flags) == N
+            assert flags[0] == 1
+            assert sum(flags) >= N / 2
+        else:
+            assert stage == "mask" or body == s.messages[0]
+
+
+@THREATS
+@pytest.mark.parametrize("stage", ["shares", "mask", "consent", "unmask"])
+def test_an_empty_message_is_refused(moments, threat, stage):
+    if threat == SEMI_HONEST and stage == "consent":
+        return
+    client = moments[threat, stage].copy().client(0)
+    with pytest.raises(ProtocolError):
+        getattr(client, "open" if stage == "mask" else stage)(b"")
 
 
 @THREATS
