@@ -45,6 +45,8 @@ RUNGS = (
     Rung("eden-1"),
     *(Rung("topk-q8", ratio) for ratio in (0.3, 0.1, 0.03, 0.01)),
 )
+# What is told of a node is finite, whatever it says.
+MOST_ERROR, MOST_SPEED = 1e6, 1e15
 
 
 def expected_error(rung: Rung, d: int) -> float:
@@ -125,9 +127,9 @@ class Adaptive:
         """Note a reply: its error (NaN: unknown), bytes and seconds of transfer."""
         standing = self._of(node)
         if standing.rung is not None and not math.isnan(error):
-            standing.errors[str(standing.rung)] = min(error, 1e6)
+            standing.errors[str(standing.rung)] = min(max(error, 0.0), MOST_ERROR)
         if rest is not None and rest > 0:
-            standing.speed = count / rest
+            standing.speed = min(count / rest, MOST_SPEED)
 
     def _of(self, node: str) -> Standing:
         return self._nodes.setdefault(node, Standing(None, {}, math.nan))

@@ -91,8 +91,19 @@ def test_nothing_a_node_says_leads_beyond_the_rungs(error, count, rest):
     adaptive = Adaptive(0.5, 1.0)
     adaptive.choose("a", D)
     adaptive.learn("a", error, count, rest)
-    rung, _ = adaptive.choose("a", D)
+    rung, told = adaptive.choose("a", D)
     assert rung in RUNGS
+    numbers = [v for v in (told or {}).values() if not isinstance(v, str)]
+    assert all(0 <= v < math.inf for v in numbers)
+
+
+def test_a_speed_beyond_numbers_is_a_speed():
+    adaptive = Adaptive(0.5, 1.0)
+    adaptive.choose("a", D)
+    adaptive.learn("a", 0.1, 2**60, 5e-324)
+    _, told = adaptive.choose("a", D)
+    assert told is not None
+    assert told["speed"] == 10**15
 
 
 def test_what_is_known_survives_a_restart():
