@@ -63,8 +63,8 @@ def test_a_lock_is_left_after_an_error_and_is_no_link(tmp_path):
     with pytest.raises(ValueError, match="inside"), alone(tmp_path / "lock"):
         raise ValueError("inside")
     with alone(tmp_path / "lock"):
-        pass
+        pass  # entering is the claim
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="link"), alone(tmp_path / "link"):
-        pass
+        pass  # entering fails
     assert not (tmp_path / "elsewhere").exists()
